@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, engine_environment, slot_file
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.wire import AskVitals, EngineLink, Hello
+from gpu_worker.wire import AskVitals, EngineLink, Hello, Vitals
 from serinette.checkpoints import Fetched, fetched_of
 from serinette.housekeeping import HousekeepingRedis
 from serinette.job import now
@@ -243,11 +243,9 @@ class PodSupervisor:
         return Fetched(0, 0) if self._seen.whole else self._seen
 
     def _seen_of_start(self, hello: Hello | None) -> ColdStart:
-        """What is known of this worker's start: an engine that was restarted later is no part of it."""
-        first = self._link.vitals.first_song_s if self._link.vitals else None
-        times = {**(hello.load_times if hello else {}), **({} if first is None else {"first_song_s": first})}
+        """What is known of this worker's start."""
         if self._deaths["engine"] == 0:
-            self._cold_start = {name: round(seconds, 3) for name, seconds in times.items()}
+            self._cold_start = parts_of_start(self._cold_start, hello, self._link.vitals)
         return ColdStart(**self._reporter.pod_start, **self._cold_start)
 
     def _stage(self, hello: Hello | None) -> WorkerStage:
@@ -267,6 +265,15 @@ class PodSupervisor:
             return _ended_early(self._engine)
         failing = max(self._slots, key=lambda slot: slot.history.deaths)
         return _ended_early(failing) if failing.history.deaths and not self._slots_up else ""
+
+
+def parts_of_start(known: Mapping[str, float], hello: Hello | None, vitals: Vitals | None) -> dict[str, float]:
+    """Seconds of the parts of a start, by the first engine's words: what is known stays when that engine is silent, as
+    while it dies. An engine that was restarted is no part of it.
+    """
+    first = vitals.first_song_s if vitals else None
+    times = {**(hello.load_times if hello else {}), **({} if first is None else {"first_song_s": first})}
+    return {**known, **{name: round(seconds, 3) for name, seconds in times.items()}}
 
 
 def _ended_early(child: Child) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from gpu_worker.process_setup import private_run_dir
+from gpu_worker.supervisor import parts_of_start
+from gpu_worker.wire import Hello, Vitals
 from serinette.errors import ConfigurationError
 from serinette.own_directory import lock_directory
 from serinette.supervisor import Action, History, next_action
@@ -92,3 +94,25 @@ def test_a_work_dir_that_cannot_be_written_to_is_named(tmp_path_factory: pytest.
     file.touch()
     with pytest.raises(ConfigurationError, match="SERINETTE_WORK_DIR"), private_run_dir(file / "below"):
         pass
+
+
+READY = Hello(pid=1, stage="ready", load_times={"weights_s": 0.25004, "load_s": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("known", "hello", "first_song_s", "parts"),
+    [
+        ({}, None, None, {}),
+        ({}, Hello(pid=1, stage="loading"), None, {}),
+        ({}, READY, None, {"weights_s": 0.25, "load_s": 2.0}),
+        ({"weights_s": 0.25, "load_s": 2.0}, READY, 1.5, {"weights_s": 0.25, "load_s": 2.0, "first_song_s": 1.5}),
+        # It dies: it says nothing more, and its death is not seen yet.
+        ({"weights_s": 0.25, "first_song_s": 1.5}, None, None, {"weights_s": 0.25, "first_song_s": 1.5}),
+        ({"weights_s": 0.25}, None, 1.5, {"weights_s": 0.25, "first_song_s": 1.5}),
+    ],
+)
+def test_what_is_known_of_a_start_stays_when_its_engine_is_silent(
+    known: dict[str, float], hello: Hello | None, first_song_s: float | None, parts: dict[str, float]
+) -> None:
+    vitals = None if first_song_s is None else Vitals(first_song_s=first_song_s)
+    assert parts_of_start(known, hello, vitals) == parts
