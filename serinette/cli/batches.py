@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Column
 
 from serinette.cli.options import AsJson, checked, connect, pair_of, within
-from serinette.cli.terminal import EXIT_PARTLY, Bar, age, errors, output, program, seconds, show_table
+from serinette.cli.terminal import EXIT_PARTLY, LINE_S, Bar, age, errors, output, program, seconds, show_table
 from serinette.client import Batch, BatchLine, BatchOptions, Client, Fetched
 from serinette.errors import ConfigurationError, NotFound, RequestError
 from serinette.spec import RecordModel
@@ -33,8 +33,6 @@ STYLES = {
     "completed": "green",
     "canceled": "dim",
 }
-# Without a terminal a line is printed this often at most.
-_LINE_S = 10.0
 # So many failures are explained.
 _REASONS = 10
 # In the directory of the songs.
@@ -74,7 +72,7 @@ class BatchView(Bar):
         waits = f"waits for {batch.waiting_for}" if batch.waiting_for else ""
         if not errors.is_terminal:
             shown, at = self._shown
-            if (now - at >= _LINE_S or batch.ended) and words != shown:
+            if (now - at >= LINE_S or batch.ended) and words != shown:
                 self.line(words, waits)
                 self._shown = (words, now)
             return

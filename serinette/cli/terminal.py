@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -42,6 +43,9 @@ EXIT_PARTLY = 4  # done, but not all is well: some songs of a batch failed, or a
 EXIT_NO_CODE = 125  # a container ended without an exit code of its own
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as a program that SIGPIPE ends
+
+# Without a terminal a line that says the same in other numbers is printed this often at most.
+LINE_S = 10.0
 
 
 class Bar(Progress):
@@ -174,22 +178,26 @@ def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None
 
 
 class JobView(Bar):
-    """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes."""
+    """Shows one job while it is waited for: a bar that moves, or a line whenever its state changes, and now and then
+    where only a number does.
+    """
 
     def __init__(self, title: str, *, moving: bool = True) -> None:
         """`moving`: as a bar, where there is a terminal."""
         super().__init__(title, errors, TimeElapsedColumn(), moving=moving)
-        self._shown = ("", "")
+        self._shown: tuple[str, str | None, str] = ("", None, "")
+        self._next_line_s = 0.0
 
     def show(self, job: Job) -> None:
         """Show the job as it is now."""
         words = state(job)
         waits = f"waits for {job.waiting_for}" if job.waiting_for else ""
         if not self.moving:
-            line = (words.partition(",")[0], waits)
-            if line != self._shown:
-                self.line(*line)
-                self._shown = line
+            stage = words.partition(",")[0]
+            seen, at_s = (stage, job.waiting_code, waits), time.monotonic()
+            if seen[:2] != self._shown[:2] or (seen != self._shown and at_s >= self._next_line_s):
+                self.line(stage, waits)
+                self._shown, self._next_line_s = seen, at_s + LINE_S
             return
         if job.eta_s is not None and not job.status.ended:
             words += f", {seconds(job.eta_s)} left"

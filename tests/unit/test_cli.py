@@ -207,6 +207,19 @@ def test_without_a_terminal_each_change_of_state_is_a_line(capsys: pytest.Captur
     ]
 
 
+def test_without_a_terminal_a_number_that_moves_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 100, 3))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.JobView("jazz") as view:
+        for percent in (26, 27, 28, 28, 29, 30):
+            words = f"the model, which is loading: {percent} %"
+            view.show(WAY[0].model_copy(update={"waiting_for": words, "waiting_code": "loading"}))
+    shown = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["26 %)", "29 %)"]
+
+
 def test_beside_a_log_the_bar_is_lines_in_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
     monkeypatch.setattr(terminal, "errors", screen)
