@@ -211,7 +211,7 @@ def test_without_a_terminal_a_number_that_moves_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 100, 3))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with terminal.JobView("jazz") as view:
         for percent in (26, 27, 28, 28, 29, 30):
             words = f"the model, which is loading: {percent} %"
