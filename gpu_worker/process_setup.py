@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from serinette.errors import ConfigurationError
+from serinette.job import WaitingCode
 from serinette.own_directory import own_directory
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 
@@ -18,6 +20,18 @@ from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 CONFIGURATION_EXIT_CODE = 78
 # sysexits.h: EX_SOFTWARE. The device is lost to this process, or a job is stuck in it; a new process may do better.
 CRASHED_EXIT_CODE = 70
+# sysexits.h: EX_IOERR. A disk is full.
+FULL_DISK_EXIT_CODE = 74
+# sysexits.h: EX_TEMPFAIL. Redis takes no writes.
+QUEUE_EXIT_CODE = 75
+# What keeps a worker from taking jobs, by how it or a process of its own ended; `restart` for all others.
+TROUBLES: Mapping[int | None, WaitingCode] = MappingProxyType(
+    {
+        CONFIGURATION_EXIT_CODE: WaitingCode.CONFIGURATION,
+        FULL_DISK_EXIT_CODE: WaitingCode.DISK,
+        QUEUE_EXIT_CODE: WaitingCode.QUEUE,
+    }
+)
 
 # Libraries read these when the process starts, or never. What the operator sets himself goes before them.
 # MALLOC_*: by default glibc maps and unmaps every buffer of the decoder: two to three times the time on a CPU.
@@ -50,6 +64,16 @@ def engine_environment(work_dir: Path) -> dict[str, str]:
     }
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that this error ends, by the first of its causes that says one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return FULL_DISK_EXIT_CODE
+        cause = cause.__cause__
+    return CONFIGURATION_EXIT_CODE if isinstance(error, ConfigurationError) else CRASHED_EXIT_CODE
+
+
 @contextmanager
 def private_run_dir(work_dir: Path) -> Iterator[Path]:
     """A fresh directory of one supervisor's own, erased on the way out: two on one machine must not share a socket.
@@ -72,6 +96,8 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
         yield directory
 
 
-def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy"]) -> Path:
-    """There while the slot of this name can claim jobs, or holds one: the supervisor sees it without asking."""
+def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy", "full"]) -> Path:
+    """There while the slot of this name can claim jobs, holds one, or claims none because the songs that wait for the
+    store are too many: the supervisor sees it without asking.
+    """
     return run_dir / f"{slot}.{while_}"

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import DataError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Answer = TypeVar("Answer")
@@ -39,6 +39,8 @@ _SHAS = {flags: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() f
 # Callers that share a round trip: each of them waits for all of it. More than the fewest go in two halves, so that this
 # process works on one while the server works on the other.
 _FEWEST_TOGETHER, _MOST_TOGETHER = 4, 64
+# A script that does nothing, but that a server refuses when it would refuse a write.
+WRITES = "#!lua\nreturn 1"
 # A server's word in a refusal while it cannot write to its disk.
 NO_DISK = "MISCONF"
 # A server that starts again and again, as on a full disk, may forget the scripts as often in between.
@@ -224,6 +226,11 @@ def is_of_one_job(error: Exception) -> bool:
     redis-py raises a subclass, but for a full disk.
     """
     return type(error) is ResponseError and NO_DISK not in str(error)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a server refused a write because it has no room, in memory or on its disk."""
+    return isinstance(error, OutOfMemoryError) or NO_DISK in str(error)
 
 
 def _is_of_one_caller(error: BaseException) -> bool:
