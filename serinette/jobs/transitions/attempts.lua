@@ -18,34 +18,32 @@ local function mark(id, job, attempt, slot, lease_until, at)
     local member, queue, worker = id .. ':' .. attempt, queue_of(job), worker_of(slot)
     redis.call('ZADD', own .. 'leases', lease_until, member)
     redis.call('ZADD', started_key(queue), '+inf', member)
-    redis.call('ZADD', prefix .. ':executions:' .. id, '+inf', attempt)
-    redis.call('HSET', prefix .. ':execution:' .. member, 'id', attempt, 'job_id', id, 'created_at', seconds(at),
+    redis.call('ZADD', executions_key(id), '+inf', attempt)
+    redis.call('HSET', execution_key(member), 'id', attempt, 'job_id', id, 'created_at', seconds(at),
         'last_heartbeat', seconds(at), 'worker_name', slot, 'queue', queue, 'pool', job.pool)
-    local executions = prefix .. ':worker:' .. slot .. ':executions'
-    redis.call('SADD', executions, member)
-    redis.call('EXPIRE', executions, HELD_KEPT_S)
+    redis.call('SADD', held_key(slot), member)
+    redis.call('EXPIRE', held_key(slot), HELD_KEPT_S)
     if worker then
         redis.call('SADD', own .. 'held:' .. worker, member)
         redis.call('EXPIRE', own .. 'held:' .. worker, HELD_KEPT_S)
         redis.call('SADD', own .. 'busy:' .. job.pool, worker)
     end
-    if redis.call('EXISTS', prefix .. ':worker:' .. slot) == 1 then
-        redis.call('HSET', prefix .. ':worker:' .. slot, 'state', 'busy', 'current_job', id)
+    if redis.call('EXISTS', rq_worker_key(slot)) == 1 then
+        redis.call('HSET', rq_worker_key(slot), 'state', 'busy', 'current_job', id)
     end
 end
 
 local function unmark(member)
-    local id, attempt = string.match(member, '^(.*):([^:]*)$')
-    local execution = prefix .. ':execution:' .. member
-    local known = redis.call('HMGET', execution, 'worker_name', 'queue', 'pool')
+    local id, attempt = parts_of(member)
+    local known = redis.call('HMGET', execution_key(member), 'worker_name', 'queue', 'pool')
     local slot, queue, pool = known[1], known[2], known[3]
     redis.call('ZREM', own .. 'leases', member)
-    redis.call('DEL', execution)
-    redis.call('ZREM', prefix .. ':executions:' .. id, attempt)
+    redis.call('DEL', execution_key(member))
+    redis.call('ZREM', executions_key(id), attempt)
     if queue then redis.call('ZREM', started_key(queue), member) end
     if not slot then return end
-    redis.call('SREM', prefix .. ':worker:' .. slot .. ':executions', member)
-    local rq_worker, worker = prefix .. ':worker:' .. slot, worker_of(slot)
+    redis.call('SREM', held_key(slot), member)
+    local rq_worker, worker = rq_worker_key(slot), worker_of(slot)
     if redis.call('HGET', rq_worker, 'current_job') == id then
         redis.call('HDEL', rq_worker, 'current_job')
         redis.call('HSET', rq_worker, 'state', 'idle')

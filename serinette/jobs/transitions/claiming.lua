@@ -67,8 +67,8 @@ function transitions.claim()
     local at = clock()
     if redis.call('ZSCORE', own .. 'dead-slots', slot) then return {'none'} end
     -- The call is repeated because its answer was lost: return the same job.
-    for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
-        local id, of = string.match(member, '^(.*):([^:]*)$')
+    for _, member in ipairs(redis.call('SMEMBERS', held_key(slot))) do
+        local id, of = parts_of(member)
         if of == attempt and redis.call('HGET', record_key(id), 'owner') == attempt then return claimed(id) end
     end
     -- A duplicate that arrives when its attempt is over gets no job: no process would work on it.

@@ -81,7 +81,7 @@ end
 -- an earlier request with the same id.
 function transitions.finish()
     local id, attempt = given(2, 'id'), given(3, 'attempt')
-    local outcome = one_of(given(4, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local outcome = one_of(given(4, 'outcome'), 'outcome', OUTCOMES)
     local last = {reason = given(5, 'error'), code = given(6, 'code'), event = given(8, 'event'),
         gpu_s = number(given(9, 'gpu_s'), 'gpu_s'), size_bytes = number(given(10, 'size_bytes'), 'size_bytes')}
     local result, recorded, if_overdue, run = given(7, 'result'), given(11, 'recorded') == '1', given(12, 'if_overdue') == '1', given(13, 'run')
@@ -89,16 +89,17 @@ function transitions.finish()
     local counted, at, job, erased = pairs_from(17, 'counters'), clock(), read(id), erased_at(id)
     for i = 2, #counted, 2 do number(counted[i], 'counters') end
     if job and not ENDED[job.state] then check_record(job) end
+    local function unmark_caller() if by ~= '' then unmark(id .. ':' .. by) end end
     local other = digest ~= '' and job and (job.digest or '') ~= '' and job.digest ~= digest
         and number(created_at, 'created_at') < tonumber(job.created_at)
     if other or erased and created_at ~= '' and number(created_at, 'created_at') <= erased then
-        if by ~= '' then unmark(id .. ':' .. by) end
+        unmark_caller()
         if not job then redis.call('ZADD', own .. 'unrecorded', at, id) end  -- what it put into the store must go
         return {'erased', ''}
     end
     if not job then return {redis.call('EXISTS', ended_key(id)) == 1 and 'ended' or erased and 'erased' or 'unknown', ''} end
     if ENDED[job.state] then
-        if by ~= '' then unmark(id .. ':' .. by) end
+        unmark_caller()
         if recorded then set(id, 'recorded', '1') end
         return {'ended', job.state, '0'}
     end
@@ -106,23 +107,23 @@ function transitions.finish()
     if if_overdue and lease and tonumber(lease) > at then return {'held', job.state} end
     -- An end that is not in the store may be decided only by the current attempt, or by any caller if there is none.
     if not recorded and (job.owner or '') ~= attempt then
-        if by ~= '' then unmark(id .. ':' .. by) end
+        unmark_caller()
         return {'held', job.state}
     end
     if job.owner then
         if job.owner == attempt then
             close_attempt(id, job, outcome, at, last.reason, last.code)
-            local slot = redis.call('HGET', prefix .. ':execution:' .. id .. ':' .. attempt, 'worker_name')
-            if slot and redis.call('EXISTS', prefix .. ':worker:' .. slot) == 1 then
+            local slot = redis.call('HGET', execution_key(id .. ':' .. attempt), 'worker_name')
+            if slot and redis.call('EXISTS', rq_worker_key(slot)) == 1 then
                 local counter = outcome == 'succeeded' and 'successful_job_count' or 'failed_job_count'
-                redis.call('HINCRBY', prefix .. ':worker:' .. slot, counter, 1)
+                redis.call('HINCRBY', rq_worker_key(slot), counter, 1)
             end
             unmark(id .. ':' .. attempt)
         else  -- it may run on until its next heartbeat; its marks are removed then, or when its lease expires
             close_attempt(id, job, 'superseded', at, '', '')
         end
     end
-    if by ~= '' then unmark(id .. ':' .. by) end
+    unmark_caller()
     if result ~= '' then set(id, 'result', result) end
     if run ~= '' then set(id, 'run', run) end
     if recorded then set(id, 'recorded', '1') end
@@ -136,7 +137,7 @@ end
 -- recorded: id, outcome, created_at as in the record. The store says that this job ended so. Answers 'marked', 'shrunk',
 -- 'gone' (erased: what was put must go), or 'other': the job was erased and submitted anew.
 function transitions.recorded()
-    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', OUTCOMES)
     local created_at, known = given(4, 'created_at'), redis.call('HMGET', record_key(id), 'state', 'created_at')
     if known[1] == outcome and known[2] == created_at then
         redis.call('ZREM', own .. 'unrecorded', id)

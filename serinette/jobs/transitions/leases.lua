@@ -13,7 +13,7 @@ function transitions.beat()
             redis.call('ZADD', own .. 'leases', lease_end(at, lease_s), member)
         end
         redis.call('HSET', rq_key(id), 'last_heartbeat', iso(at))
-        redis.call('HSET', prefix .. ':execution:' .. member, 'last_heartbeat', seconds(at))
+        redis.call('HSET', execution_key(member), 'last_heartbeat', seconds(at))
         if progress ~= '' then
             set(id, 'progress', progress)
             event(id, 'progress', progress)
@@ -21,7 +21,7 @@ function transitions.beat()
     elseif answer == 'lost' then
         unmark(member)
     end
-    local worker = prefix .. ':worker:' .. slot
+    local worker = rq_worker_key(slot)
     if redis.call('EXISTS', worker) == 1 then
         redis.call('HSET', worker, 'last_heartbeat', iso(at))
         redis.call('EXPIRE', worker, math.ceil(worker_s))
@@ -77,7 +77,7 @@ function transitions.overdue()
     end
     local due = {}
     for _, member in ipairs(redis.call('ZRANGE', own .. 'leases', '-inf', at, 'BYSCORE', 'LIMIT', 0, most)) do
-        local id, attempt = string.match(member, '^(.*):([^:]*)$')
+        local id, attempt = parts_of(member)
         local answer = id and attempt_state(id, attempt)
         if answer == 'mine' or answer == 'cancel' then due[#due + 1] = member
         elseif id then unmark(member) else redis.call('ZREM', own .. 'leases', member) end
@@ -92,7 +92,7 @@ function transitions.lapse()
     redis.call('ZREMRANGEBYSCORE', own .. 'dead-slots', '-inf', at)
     redis.call('ZADD', own .. 'dead-slots', at + kept_s, slot)
     redis.call('EXPIRE', own .. 'dead-slots', math.ceil(kept_s))
-    for _, member in ipairs(redis.call('SMEMBERS', prefix .. ':worker:' .. slot .. ':executions')) do
+    for _, member in ipairs(redis.call('SMEMBERS', held_key(slot))) do
         redis.call('ZADD', own .. 'leases', 'XX', 0, member)
     end
     return 1

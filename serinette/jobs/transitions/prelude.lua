@@ -57,10 +57,16 @@ local function pairs_from(first, name)
     return {unpack(ARGV, first)}
 end
 
+local function by_name(flat)
+    local found = {}
+    for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
+    return found
+end
+
 -- The record's fields from an argument on, by name and flat.
 local function record_from(first, required)
-    local flat, job = pairs_from(first, 'record'), {}
-    for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
+    local flat = pairs_from(first, 'record')
+    local job = by_name(flat)
     for _, name in ipairs(required) do
         if not job[name] then error({err = 'ERR the record lacks ' .. name}) end
     end
@@ -102,6 +108,12 @@ local function waiting_key(queue) return own .. 'waiting:' .. queue end
 local function started_key(queue) return prefix .. ':wip:' .. queue end
 local function batch_key(of, job) return own .. 'batch-' .. of .. ':' .. job.batch end
 local function wake_key(pool) return own .. 'wake:' .. pool end
+local function rq_worker_key(slot) return prefix .. ':worker:' .. slot end
+local function held_key(slot) return rq_worker_key(slot) .. ':executions' end
+local function executions_key(id) return prefix .. ':executions:' .. id end
+local function execution_key(member) return prefix .. ':execution:' .. member end
+-- An attempt is a member of sets as `job:attempt`.
+local function parts_of(member) return string.match(member, '^(.*):([^:]*)$') end
 local function worker_of(slot) return string.match(slot, '^(.+)%.[^.]+%.[^.]+$') end
 
 -- Whether the server has this batch, not only counts that a line's end left after the server lost it.
@@ -113,6 +125,8 @@ local function erased_at(id)
     return found and tonumber(string.match(found, '^%S+'))
 end
 
+local OUTCOMES = {'succeeded', 'failed', 'canceled'}
+-- RQ's words for them, and names of its registries.
 local ENDED = {succeeded = 'finished', failed = 'failed', canceled = 'canceled'}
 -- Fields of a batch's hash that count its ended lines.
 local BATCH_COUNTS = {succeeded = 'completed', failed = 'failed', canceled = 'canceled'}
@@ -120,9 +134,7 @@ local BATCH_COUNTS = {succeeded = 'completed', failed = 'failed', canceled = 'ca
 local function read(id)
     local flat = redis.call('HGETALL', record_key(id))
     if #flat == 0 then return nil end
-    local job = {}
-    for i = 1, #flat, 2 do job[flat[i]] = flat[i + 1] end
-    return job, flat
+    return by_name(flat), flat
 end
 
 local function set(id, ...) redis.call('HSET', record_key(id), ...) end

@@ -3,8 +3,8 @@
 local function forget(id, job)
     local queue = job and job.pool and job.lane and queue_of(job)
     -- Marks of attempts that never reported again.
-    for _, attempt in ipairs(redis.call('ZRANGE', prefix .. ':executions:' .. id, 0, -1)) do unmark(id .. ':' .. attempt) end
-    redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), prefix .. ':executions:' .. id)
+    for _, attempt in ipairs(redis.call('ZRANGE', executions_key(id), 0, -1)) do unmark(id .. ':' .. attempt) end
+    redis.call('DEL', record_key(id), own .. 'events:' .. id, own .. 'log:' .. id, rq_key(id), executions_key(id))
     for _, index in ipairs({'live', 'ended', 'deadlines', 'unrecorded', 'webhooks'}) do redis.call('ZREM', own .. index, id) end
     if queue then
         redis.call('ZREM', waiting_key(queue), id)
@@ -42,7 +42,7 @@ end
 -- record's fields and values. Restores an ended job from the store; nothing is counted or reported again. Answers 1, or
 -- 0: it exists.
 function transitions.restore()
-    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', {'succeeded', 'failed', 'canceled'})
+    local id, outcome = given(2, 'id'), one_of(given(3, 'outcome'), 'outcome', OUTCOMES)
     local left_s, terminal, rq_count = number(given(4, 'left_s'), 'left_s'), given(5, 'event'), number(given(6, 'rq_count'), 'rq_count')
     local job, fields = record_from(7 + rq_count, {'tenant', 'pool', 'lane', 'created_at', 'ended_at'})
     local created_at, ended_at = number(job.created_at, 'created_at'), number(job.ended_at, 'ended_at')
