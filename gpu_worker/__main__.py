@@ -37,7 +37,7 @@ def main() -> int:
         status = exit_code_of(error)
         if status == CRASHED_EXIT_CODE:
             raise
-        log.critical("%s", error)
+        log.error("%s", error)
     if trouble := TROUBLES.get(status):
         report_ended(settings, trouble)
     return status

@@ -22,14 +22,11 @@ CONFIGURATION_EXIT_CODE = 78
 CRASHED_EXIT_CODE = 70
 # sysexits.h: EX_IOERR. A disk is full.
 FULL_DISK_EXIT_CODE = 74
-# sysexits.h: EX_TEMPFAIL. Redis takes no writes.
-QUEUE_EXIT_CODE = 75
 # What keeps a worker from taking jobs, by how it or a process of its own ended; `restart` for all others.
 TROUBLES: Mapping[int | None, WaitingCode] = MappingProxyType(
     {
         CONFIGURATION_EXIT_CODE: WaitingCode.CONFIGURATION,
         FULL_DISK_EXIT_CODE: WaitingCode.DISK,
-        QUEUE_EXIT_CODE: WaitingCode.QUEUE,
     }
 )
 

@@ -280,7 +280,7 @@ class PodSupervisor:
         if self._engine.history.deaths:
             failing = self._engine
         elif all(slot.full for slot in self._slots):
-            return WaitingCode.STORE, "songs wait on its disk for the store, and as many as may"
+            return WaitingCode.STORE, "as many songs wait on its disk for the store as may"
         elif self._slots_up or not failing.history.deaths:
             return None, ""
         return TROUBLES.get(failing.exit_status, WaitingCode.RESTART), _ended_early(failing)

@@ -12,7 +12,7 @@ import rq.defaults
 from redis.exceptions import ResponseError
 from rq.exceptions import StopRequested
 
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE, QUEUE_EXIT_CODE, exit_code_of
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE, exit_code_of
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain, connect_patiently
 from gpu_worker.slot.engine_client import EngineClient
@@ -22,7 +22,6 @@ from gpu_worker.slot.spool import Spool
 from gpu_worker.slot.worker import SlotWorker
 from serinette import logs, telemetry
 from serinette.errors import ConfigurationError
-from serinette.jobs.script import is_full
 from serinette.settings import read
 from serinette.store import Store
 
@@ -44,7 +43,6 @@ def run(settings: WorkerSettings, name: str) -> int:
         signal.signal(number, drain.on_signal)
     engine = EngineClient(settings.engine_socket, settings.stall_timeout_s, settings.cancel_timeout_s)
     resources = SlotResources(engine, Store.open(settings), settings, Spool.open(settings))
-    status = 1
     try:
         worker = SlotWorker(name, connect_patiently(settings, drain), resources, drain)
         # A pod that takes a few jobs and goes must have its turn at the lower lanes too.
@@ -54,9 +52,8 @@ def run(settings: WorkerSettings, name: str) -> int:
         log.warning("left while Redis was away")
     except ResponseError as error:  # while it began or ended; its supervisor starts it again after a pause
         log.warning("Redis takes nothing at the moment: %s", error)
-        status = QUEUE_EXIT_CODE if is_full(error) else status
     engine.close()
-    return 0 if drain.requested else status
+    return 0 if drain.requested else 1
 
 
 def main() -> int:
@@ -76,7 +73,7 @@ def main() -> int:
     except OSError as error:
         if (status := exit_code_of(error)) == CRASHED_EXIT_CODE:
             raise
-        log.critical("%s", error)
+        log.error("%s", error)
         return status
 
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from redis import Redis
 from redis import asyncio as redis_asyncio
-from redis.exceptions import DataError, NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Answer = TypeVar("Answer")
@@ -226,11 +226,6 @@ def is_of_one_job(error: Exception) -> bool:
     redis-py raises a subclass, but for a full disk.
     """
     return type(error) is ResponseError and NO_DISK not in str(error)
-
-
-def is_full(error: Exception) -> bool:
-    """Whether a server refused a write because it has no room, in memory or on its disk."""
-    return isinstance(error, OutOfMemoryError) or NO_DISK in str(error)
 
 
 def _is_of_one_caller(error: BaseException) -> bool:

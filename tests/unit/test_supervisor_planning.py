@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gpu_worker.process_setup import private_run_dir
+from gpu_worker.process_setup import (
+    CONFIGURATION_EXIT_CODE,
+    CRASHED_EXIT_CODE,
+    FULL_DISK_EXIT_CODE,
+    exit_code_of,
+    private_run_dir,
+)
 from gpu_worker.supervisor import parts_of_start
 from gpu_worker.wire import Hello, Vitals
 from serinette.errors import ConfigurationError
@@ -116,3 +123,19 @@ def test_what_is_known_of_a_start_stays_when_its_engine_is_silent(
 ) -> None:
     vitals = None if first_song_s is None else Vitals(first_song_s=first_song_s)
     assert parts_of_start(known, hello, vitals) == parts
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "code"),
+    [
+        (ConfigurationError("no such model"), None, CONFIGURATION_EXIT_CODE),
+        (ConfigurationError("not its directory"), PermissionError(errno.EACCES, "no"), CONFIGURATION_EXIT_CODE),
+        (ConfigurationError("cannot be fetched"), OSError(errno.ENOSPC, "full"), FULL_DISK_EXIT_CODE),
+        (OSError(errno.EDQUOT, "of a quota"), None, FULL_DISK_EXIT_CODE),
+        (OSError(errno.EACCES, "no"), None, CRASHED_EXIT_CODE),
+        (ValueError("a mistake"), None, CRASHED_EXIT_CODE),
+    ],
+)
+def test_an_exit_code_says_what_kind_of_error_it_was(error: Exception, cause: Exception | None, code: int) -> None:
+    error.__cause__ = cause
+    assert exit_code_of(error) == code
