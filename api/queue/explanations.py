@@ -89,15 +89,19 @@ def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = N
         return None
     if pool.name == CONTAINERS_POOL:
         room = WaitingCode.ROOM, "room: containers begin in their order, as GPUs for them come free"
-        return _lane_ahead(job, ahead, pool) or room
+        return _suspended(pool) or _lane_ahead(job, ahead, pool) or room
     return not_taken(pool) or _lane_ahead(job, ahead, pool) or _worker_waits_for(job, ahead, pool, at)
 
 
 def not_taken(pool: Pool) -> Waiting | None:
     """What keeps all of a pool's jobs from being taken, whatever their order; None when nothing does."""
-    if any(reason.startswith(f"{brake.Cause.SUSPENDED}: ") for reason in pool.brake):
-        return WaitingCode.SUSPENDED, "an operator, who has suspended the queue: no job begins until `rq resume`"
-    return trouble_of(pool.ready or pool.active) if pool.active else no_worker(pool)
+    return _suspended(pool) or (trouble_of(pool.ready or pool.active) if pool.active else no_worker(pool))
+
+
+def _suspended(pool: Pool) -> Waiting | None:
+    words = "an operator, who has suspended the queue: no job begins until `rq resume`"
+    suspended = any(reason.startswith(f"{brake.Cause.SUSPENDED}: ") for reason in pool.brake)
+    return (WaitingCode.SUSPENDED, words) if suspended else None
 
 
 def no_worker(pool: Pool) -> Waiting:

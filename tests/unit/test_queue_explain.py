@@ -10,6 +10,7 @@ import pytest
 
 from api.queue.explanations import Pool, Waiting, eta_s, expected_s, waiting_for
 from serinette import brake
+from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Progress, Stage, WaitingCode, now
 from serinette.names import Lane
 from serinette.pools import PoolFacts
@@ -186,6 +187,7 @@ SUSPENDED = f"{brake.Cause.SUSPENDED}: an operator ran it"
         (replace(pool(), queue_full=True), "queue", TROUBLES[WaitingCode.QUEUE]),
         (replace(pool(worker()), brake=("store: a", SUSPENDED)), "suspended", None),
         (replace(pool(), brake=(SUSPENDED,)), "suspended", None),
+        (replace(pool(), name=CONTAINERS_POOL, brake=(SUSPENDED,)), "suspended", None),
     ],
 )
 def test_a_pool_that_takes_no_jobs_says_why_whatever_a_jobs_place(
