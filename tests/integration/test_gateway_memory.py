@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.gateways import RunningGateway, gateway
+from tests.processes import eventually
 
 MIB = 2**20
 TOGETHER = 8
@@ -85,12 +86,15 @@ def test_eight_of_the_worst_at_once(running: RunningGateway, kind: str) -> None:
     assert highest < MOST_BYTES, f"{highest / MIB:.0f} MiB"
 
 
-def test_slow_bodies_hold_nothing_but_their_connections(running: RunningGateway) -> None:
+@pytest.mark.parametrize("path", ["/v1/uploads", "/v1/jobs", "/v1/batches", "/generate_music_with_audio_json"])
+def test_slow_bodies_hold_nothing_but_their_connections(running: RunningGateway, path: str) -> None:
     before = psutil.Process(running.process.pid).memory_info().rss
     with ExitStack() as stack:
         for _ in range(200):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=30))
-            head = b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n"
-            connection.sendall(head + b"x" * 1_000)
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + b"[" * 100_000)
         assert httpx.get(f"{running.url}/healthz", timeout=30).status_code == 200
         assert psutil.Process(running.process.pid).memory_info().rss - before < 100 * MIB
+    scratch = running.log.parent / "tmp"
+    assert eventually(lambda: not [*scratch.glob("serinette-api-*/serinette-body-*")]), "what broke off is gone"
