@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import RequestContext, caller_of, context_of, parts_of
+from api.dependencies import RequestContext, caller_of, context_of, idempotency_key_header, parts_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
 from api.forms import FormRequest
@@ -139,6 +139,11 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
 def example(value: object) -> Responses:
     """An example of the answer, for the OpenAPI document."""
     return {200: {"content": {"application/json": {"example": value}}}}
+
+
+KeyHeader = Annotated[
+    str | None, idempotency_key_header("Ours: the same key with the same request is the same song, not another one.")
+]
 
 
 class JobAccess(RequestContext):
