@@ -98,3 +98,31 @@ def test_slow_bodies_hold_nothing_but_their_connections(running: RunningGateway,
         assert psutil.Process(running.process.pid).memory_info().rss - before < 100 * MIB
     scratch = running.log.parent / "tmp"
     assert eventually(lambda: not [*scratch.glob("serinette-api-*/serinette-body-*")]), "what broke off is gone"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers"),
+    [
+        ("/v1/uploads", b"x", {}),
+        ("/v1/batches", b'{"specs": [{"prompt": "x"}]}', JSON),
+        ("/v1/jobs", b'{"prompt": "' + b"x" * 70_000 + b'"}', JSON),
+        ("/release_task", PART.replace(b'"f"', b'"src_audio"; filename="a.wav"') + b"--x--\r\n", BOUNDARY),
+    ],
+)
+def test_no_file_is_left_to_open(running: RunningGateway, path: str, content: bytes, headers: dict[str, str]) -> None:
+    process = psutil.Process(running.process.pid)
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    with (
+        httpx.Client(base_url=running.url, timeout=30) as http,
+        httpx.Client(base_url=running.url, timeout=30) as other,
+    ):
+        assert {each.get("/v1/queue").status_code for each in (http, other)} == {200}  # their connections stay
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))  # those below are open
+        try:
+            full = http.post(path, content=content, headers=headers)
+            assert other.get("/v1/queue").status_code == 200
+        finally:
+            process.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert (full.status_code, full.headers.get("Retry-After")) == (503, "2"), full.text
+        assert "as many files and connections open as its machine allows" in full.text
+        assert http.post(path, content=content, headers=headers).status_code != 503
