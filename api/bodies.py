@@ -282,7 +282,6 @@ class BodyBounds:
                     body = await stack.enter_async_context(whole)
                     if scope["path"] in self._limits.text_paths:
                         await stack.enter_async_context(self._in_memory.of(tenant))
-                    await self._turns.take(tenant)
             except ClientDisconnect:
                 return None
             except (SerinetteError, OSError) as error:
@@ -292,11 +291,13 @@ class BodyBounds:
                 return await answer(scope, refusal, headers=_CLOSE)(scope, receive, send)
             if is_whole:
                 return await self._app(scope, replayed(start, receive), send)
-            return await self._in_turn(scope, receive, send, body)
+            return await self._read(scope, receive, send, body)
 
-    async def _in_turn(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
-        """Pass the request on in a turn, which ends when its body is read and parsed."""
-        holds, left_bytes, read_s = True, body.size_bytes, 0.0
+    async def _read(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
+        """Pass the request on. Its turn begins as its route begins to read, and ends when the body is parsed: a route
+        that waits for something else and reads nothing holds none.
+        """
+        holds, left_bytes, read_s = False, body.size_bytes, 0.0
 
         def end() -> None:
             nonlocal holds
@@ -305,9 +306,12 @@ class BodyBounds:
                 self._turns.give_back(body.tenant, time.thread_time() - read_s if read_s else 0.0)
 
         async def again() -> Message:
-            nonlocal left_bytes, read_s
+            nonlocal holds, left_bytes, read_s
             if not left_bytes:
                 return await receive()
+            if left_bytes == body.size_bytes:
+                await self._turns.take(body.tenant)
+                holds = True
             piece = await self._bodies.read(body)
             left_bytes -= len(piece)
             if not left_bytes:

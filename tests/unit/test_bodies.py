@@ -32,15 +32,17 @@ Served = tuple[FastAPI, httpx.AsyncClient]
 
 @pytest.fixture
 async def served(redis_url: str, file_store_url: str) -> AsyncIterator[Served]:
-    async with serving(settings_of(redis_url, file_store_url)) as both:
+    async with serving(settings_of(redis_url, file_store_url, max_wait_s=60)) as both:
         yield both
 
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where bodies lie."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    place = tmp_path / "scratch"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    return place
 
 
 async def until(condition: Any) -> None:
@@ -94,14 +96,32 @@ async def test_whoever_sends_slowly_holds_up_nobody(
     assert {answer.status_code for answer in await asyncio.gather(*many)} == {status}
 
 
-async def test_too_many_bodies_of_one_tenant_are_refused_and_short_ones_are_not(served: Served, redis: Redis) -> None:
+async def test_a_body_that_is_not_read_holds_no_turn(served: Served, redis: Redis) -> None:
+    app, http = served
+    waiting = []
+    for number in range(8):
+        headers = json_of(key_of(redis, f"waits-{number}"))
+        job_id = (await http.post("/v1/jobs", json=SONG, headers=headers)).json()["id"]
+        headers["Prefer"] = "wait=50"
+        url = f"/v1/jobs/{job_id}"
+        waiting += [asyncio.create_task(http.request("GET", url, content=LONG, headers=headers)) for _ in range(2)]
+    await until(lambda: sum(app.state.parts.events.waits.held(f"waits-{number}") for number in range(8)) == 16)
+    headers = json_of(key_of(redis, "other"))
+    assert (await http.post("/v1/jobs", content=LONG + b'"}', headers=headers)).status_code == 422
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+
+
+async def test_too_many_bodies_of_one_tenant_are_refused_and_short_ones_are_not(
+    served: Served, redis: Redis, scratch: Path
+) -> None:
     app, http = served
     greedy, other = key_of(redis, "greedy"), key_of(redis, "other")
-    goes_on = asyncio.Event()
 
     async def slowly(start: bytes) -> AsyncIterator[bytes]:
         yield start
-        await goes_on.wait()
+        await asyncio.sleep(3600)
 
     bound = bodies.BODIES_OF_TENANT
     many = [
@@ -114,9 +134,10 @@ async def test_too_many_bodies_of_one_tenant_are_refused_and_short_ones_are_not(
         assert (answer.status_code, problem(answer)["code"], "Retry-After" in answer.headers) == (429, "limited", True)
     assert (await http.post("/v1/jobs", json=SONG, headers=bearing(greedy))).status_code == 202
     assert (await http.post("/v1/jobs", content=LONG + b'"}', headers=json_of(other))).status_code == 422
-    goes_on.set()
-    await asyncio.gather(*many)
-    assert app.state.parts.bodies.held("greedy") == 0
+    for request in many:
+        request.cancel()
+    await asyncio.gather(*many, return_exceptions=True)
+    assert (app.state.parts.bodies.held("greedy"), nothing_lies_in(scratch)) == (0, True)
 
 
 async def test_bodies_with_audio_in_base64_take_turns(
