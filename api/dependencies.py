@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from api.auth.keyring import NO_KEY, Caller, CallerCheck
 from api.auth.limits import Accounts
 from api.batches.service import BatchService, BatchThreads
+from api.bodies import Bodies
 from api.containers import Logs, check_taken
 from api.downloads import Downloads
 from api.events import JobEvents
@@ -39,6 +40,7 @@ class Parts:
     store: Store
     events: JobEvents
     uploads: Uploads
+    bodies: Bodies
     downloads: Downloads
     logs: Logs
     probes: CapacityLimiter  # bounds the threads that probes of a hanging store occupy

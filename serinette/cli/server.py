@@ -156,11 +156,8 @@ def _options(
     drain_timeout_s: float,
 ) -> LocalOptions:
     from serinette.local import LocalOptions, count_gpus, worker_devices  # noqa: PLC0415  # as heavy as a server
-    from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
 
     errors.print(f"Serinette {__version__}")
-    for sentence in unknown_variables(os.environ):
-        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
     return LocalOptions(
         data_dir,
         drain_timeout_s=drain_timeout_s,
