@@ -13,25 +13,11 @@ from api.downloads import SANDBOX, Downloads, FileRequest, OtherFile, names_etag
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
-from serinette.errors import InvalidSpec, Limited, NotFound, Unsupported
+from serinette.errors import InvalidSpec, Limited, NotFound
 from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
 from serinette.settings import ContainerSettings
 from serinette.store import Store
-
-
-def check_taken(settings: ContainerSettings) -> None:
-    """Check that this deployment runs containers.
-
-    Raises:
-        Unsupported: it does not.
-    """
-    if not settings.containers:
-        raise Unsupported(
-            "containers run on a cluster, and this deployment takes none: its operator must give it one and set "
-            "SERINETTE_CONTAINERS with an allow-list of images (docs/containers.md); on a laptop, run the image "
-            "with podman or docker"
-        )
 
 
 def check_container(tenant: str, spec: ContainerSpec, options: JobOptions, settings: ContainerSettings) -> None:
