@@ -48,15 +48,10 @@ OutputDirectory = Annotated[
     Path | None,
     typer.Option("--output", "-o", file_okay=False, help="Where /outputs goes when it ends.", rich_help_panel=_FILES),
 ]
-Memory = Annotated[str | None, typer.Option("--memory", "-m", help="MiB, or as in 16g.", rich_help_panel=_SIZE)]
-Disk = Annotated[
-    str | None, typer.Option("--disk", help="Inputs, outputs and /tmp: MiB, or as in 16g.", rich_help_panel=_SIZE)
-]
 # Of ContainerSpec and JobOptions.
-_PANELS: option.Panels = {_SIZE: "gpus cpu retries pool writable_root", **option.JOB}
+_PANELS: option.Panels = {_SIZE: "gpus cpu memory_mib disk_mib retries pool writable_root", **option.JOB}
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait.")]
 
-_OF_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([mg]?)i?b?", re.IGNORECASE)
 # What the gateway has already: an upload, a song, all of a job or an upload.
 _KEPT = (
     ("upload", re.compile(r"upload-[0-9a-f]{32}")),
@@ -125,19 +120,8 @@ def spec_of(
     given = {name: value for name, value in params.items() if value not in (None, False, (), [])}
     for name, given_as in (("env", "--env"), ("secrets", "--secret"), ("labels", "--label")):
         given[name] = dict(pair_of(text, given_as) for text in params[name] or ())
-    given |= {name: mib_of(params[name], name) for name in ("memory_mib", "disk_mib") if params[name]}
     given |= {"inputs": inputs, "args" if params["as_args"] else "command": command}
     return option.built(ContainerSpec, given)
-
-
-def mib_of(text: str, option: str) -> int:
-    """A size in MiB: 512, 512m, 16g."""
-    match = _OF_SIZE.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is no size: say 512 or 512m for MiB, 16g for GiB", param_hint=f"--{option.partition('_')[0]}"
-        )
-    return round(float(match[1]) * (1024 if match[2].lower() == "g" else 1))
 
 
 def _wrong(message: str) -> typer.BadParameter:
@@ -159,8 +143,6 @@ def run(
     env: Env = None,
     secrets: Secret = None,
     as_args: AsArgs = False,
-    memory_mib: Memory = None,
-    disk_mib: Disk = None,
     labels: option.Label = None,
     idempotency_key: option.IdempotencyKey = None,
     detach: Detach = False,

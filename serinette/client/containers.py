@@ -95,20 +95,16 @@ class AsyncContainers:
         for line in reader.rest():
             yield line
 
-    async def outputs(self, job: Job | str) -> tuple[Output, ...]:
-        """What it left below /outputs; nothing until it has ended."""
-        job = job if isinstance(job, Job) else await self._client.get(job)
-        return job.run.outputs if job.run else ()
-
     async def download(self, job: Job | str, directory: str | PathLike[str]) -> tuple[Path, ...]:
-        """Write all outputs below a directory, each whole and with its SHA-256 compared; their paths.
+        """Write all outputs (the job's `run.outputs`; none until it has ended) below a directory, each whole and with
+        its SHA-256 compared; their paths.
 
         Raises:
             Gone: they were erased.
             SerinetteError: one has a name that leads elsewhere.
         """
         job = job if isinstance(job, Job) else await self._client.get(job)
-        files = [(output, place_of(Path(directory), output)) for output in await self.outputs(job)]
+        files = [(output, place_of(Path(directory), output)) for output in (job.run.outputs if job.run else ())]
         created(directory)
         for output, path in files:
             created(path.parent)

@@ -123,7 +123,7 @@ def test_files_go_in_and_come_out_and_the_log_is_printed(shell: Shell) -> None:
     command = "echo $GREETING; echo $TOKEN >&2; cp -r /inputs/set /outputs; cp /inputs/notes.txt /outputs/copy.txt"
     status, said, errors = shell.run(
         *("run", IMAGE, "-i", "notes.txt", "-i", "data:set", "-e", "GREETING=hello $(HOME)", "-o", "out"),
-        *("--memory", "1g", "--label", "team=a", "--", "sh", "-c", command),
+        *("--memory", "1024", "--label", "team=a", "--", "sh", "-c", command),
     )
     assert (status, said) == (0, "hello $(HOME)\n\n"), errors
     assert (shell.directory / "out/copy.txt").read_bytes() == b"no audio at all\n"
@@ -213,13 +213,13 @@ def test_a_client_follows_and_fetches(client: Any, tmp_path: Path) -> None:
     lines = client.containers.follow(job.id)
     assert next(lines) == "ready"
     assert client.containers.log(job.id) == "ready\n"
-    assert client.containers.outputs(job.id) == ()
+    assert client.get(job.id).run is None
     go.touch()
     assert list(lines) == ["done"]
     ended = client.wait(job.id, timeout_s=120)
     assert ended.status is JobStatus.SUCCEEDED
     assert client.containers.log(job.id) == "ready\ndone\n"
-    assert [output.name for output in client.containers.outputs(ended)] == ["deep/one"]
+    assert [output.name for output in ended.run.outputs] == ["deep/one"]
     assert client.containers.download(job.id, tmp_path / "out") == (tmp_path / "out/deep/one",)
     assert (tmp_path / "out/deep/one").read_text() == "1\n"
     with pytest.raises(InvalidSpec):

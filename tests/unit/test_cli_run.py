@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from serinette.cli.containers import exit_code, input_files, mib_of, spec_of
+from serinette.cli.containers import exit_code, input_files, spec_of
 from serinette.client.calls import ordered
 from serinette.client.containers import ContainerFields, LogReader
 from serinette.container import ContainerSpec, Run
@@ -19,7 +19,7 @@ from serinette.spec import GenerationSpec
 IMAGE = "registry.example/audio/stems:1"
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 UPLOAD = "upload-" + "0" * 32
-NOTHING: dict[str, Any] = dict.fromkeys(("env", "secrets", "memory_mib", "disk_mib", "labels", "as_args"))
+NOTHING: dict[str, Any] = dict.fromkeys(("env", "secrets", "labels", "as_args"))
 
 
 @pytest.fixture(autouse=True)
@@ -74,26 +74,13 @@ def test_inputs_that_are_none(text: str, complaint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mib"), [("512", 512), ("512m", 512), ("2g", 2048), ("1.5GiB", 1536), ("4Gi", 4096), ("64 MB", 64)]
-)
-def test_sizes(text: str, mib: int) -> None:
-    assert mib_of(text, "memory_mib") == mib
-
-
-@pytest.mark.parametrize("text", ["", "g", "-1", "1t", "1 000", "many"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is no size"):
-        mib_of(text, "memory_mib")
-
-
-@pytest.mark.parametrize(
     ("params", "spec", "options"),
     [
         ({}, {"command": ("train", "--x")}, {}),
         ({"as_args": True}, {"args": ("train", "--x")}, {}),
         ({"env": ["A=1=2", "B="]}, {"env": {"A": "1=2", "B": ""}}, {}),
         ({"secrets": ["TOKEN=hub"]}, {"secrets": {"TOKEN": "hub"}}, {}),
-        ({"memory_mib": "1g", "disk_mib": "2g", "cpu": 0.5, "gpus": 1}, {"memory_mib": 1024, "gpus": 1}, {}),
+        ({"memory_mib": 1024, "disk_mib": 2048, "cpu": 0.5, "gpus": 1}, {"memory_mib": 1024, "gpus": 1}, {}),
         ({"retries": 2, "pool": "big"}, {"retries": 2, "pool": "big"}, {}),
         ({"writable_root": True}, {"writable_root": True}, {}),
         ({"lane": Lane.LOW, "timeout_s": 60, "labels": ["a=b"]}, {}, {"lane": Lane.LOW, "labels": {"a": "b"}}),
