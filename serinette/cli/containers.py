@@ -17,10 +17,9 @@ from serinette.cli.following import leaving
 from serinette.cli.options import AsJson, CancelOnInterrupt, connect, pair_of, within
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
 from serinette.client import Client
-from serinette.client.containers import LogReader
 from serinette.container import MAX_INPUTS, ContainerSpec, is_file_name
 from serinette.errors import RequestError, SerinetteError
-from serinette.job import Job, JobOptions, JobStatus
+from serinette.job import Job, JobOptions, JobStatus, Stage
 
 _SIZE, _FILES = "What it may take", "What goes in and out"
 
@@ -129,6 +128,8 @@ def _wrong(message: str) -> typer.BadParameter:
 
 
 _POLL_S = 0.5
+# From the first of these on there is a log.
+_LOGGED = {Stage.COMPUTING, Stage.UPLOADING}
 
 
 @option.with_fields(_PANELS, ContainerSpec, JobOptions)
@@ -218,23 +219,18 @@ def _upload(client: Client, path: Path) -> str:
 
 
 def _follow(client: Client, job: Job, stream: IO[str]) -> Job:
-    reader = LogReader(job.id)
     # Without a moving line: that would stand between the lines of the log.
     with JobView(job.container.image if job.container else job.id, moving=False) as view:
         for seen in client.watch(job.id, poll_s=_POLL_S):
-            if seen.status is not JobStatus.QUEUED:
-                lines = client.perform(reader.call())
-                _print(lines, stream)
-            if seen.status.ended:
-                _print(reader.rest(), stream)
             view.show(seen)
-    return seen
-
-
-def _print(lines: Sequence[str], stream: IO[str]) -> None:
-    # As they are: colours are the container's own.
-    stream.writelines(f"{line}\n" for line in lines)
-    stream.flush()
+            if seen.status.ended or (seen.progress and seen.progress.stage in _LOGGED):
+                break
+        for line in client.containers.follow(job.id):
+            stream.write(f"{line}\n")  # as it is: colours are the container's own
+            stream.flush()
+        ended = client.get(job.id)
+        view.show(ended)
+    return ended
 
 
 def _print_end(job: Job, *, fetched: bool) -> None:
