@@ -155,6 +155,8 @@ def url(
         yield f"http://127.0.0.1:{port}"
     finally:
         podman("pod", "rm", "--force", "--ignore", "--time", "5", POD)
+        for left in podman("volume", "ls", "--quiet", "--filter", f"name={KEYS}").split():  # of the ConfigMap
+            podman("volume", "rm", left)
 
 
 def test_the_charts_own_containers_generate_a_song(podman: Podman, render: Render, url: str) -> None:

@@ -7,7 +7,9 @@ engine is imagined.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
@@ -54,6 +56,20 @@ ENDS = {
 }
 
 
+def is_repeated(number: int) -> bool:
+    """Whether a job is submitted twice, with its Idempotency-Key."""
+    return number % 30 == 0
+
+
+def error_of(way: str, attempt: int) -> EngineOutOfMemory | EngineCrashed | None:
+    """What the engine raises at an attempt, counted from 1."""
+    if way == "failed":
+        return EngineOutOfMemory("the song does not fit")
+    if way == "crashed thrice" or (way == "retried" and attempt == 1):
+        return EngineCrashed("the engine is gone")
+    return None
+
+
 class _AtOnce(Event):
     """Lets a sweep of the store go on without its pauses."""
 
@@ -68,6 +84,11 @@ class Held:
     names: frozenset[str]  # keys of Redis, but the worker's own, which comes and goes
     memory_bytes: int  # of Redis, less its clients' buffers
     files: int  # in the store, directories too
+
+    @property
+    def kept(self) -> set[str]:
+        """Keys, a tenant's usage as one whatever the day; without the one mark that a sweep came late."""
+        return {re.sub(r"(:usage:.*):[0-9]+$", r"\1", name) for name in self.names if not name.endswith(":extended")}
 
 
 @dataclass
@@ -104,10 +125,8 @@ class Crowd:
     def wave(self, jobs: int) -> None:
         """So many jobs come, and end."""
         self.receiver.answers.append(500)  # one webhook is tried again
-        ids = dict(self._submit(number) for number in islice(self.numbers, jobs))
-        for job_id, (way, tenant) in ids.items():
-            if way == "canceled while it waited":
-                self.loop.run(self.queue.cancel(tenant, job_id))
+        ids = self.submit(list(islice(self.numbers, jobs)))
+        self.cancel([(job_id, tenant) for job_id, (way, tenant) in ids.items() if way == "canceled while it waited"])
         sweeper = Sweeper(self.redis, self.store, self.settings)
         late = [job_id for job_id, (way, _) in ids.items() if way == "expired"]
 
@@ -116,11 +135,24 @@ class Crowd:
             return not self._live(late)
 
         assert eventually(expired, 120)
-        while self.worker.run_one():
-            pass
+        self.work()
         self.webhooks()
         assert not self._live(list(ids)), "some did not end"
         self.ended.update(ENDS[way].value for way, _ in ids.values())
+
+    def submit(self, numbers: Sequence[int]) -> dict[str, tuple[str, str]]:
+        """The way and the tenant of each new job, by its id."""
+        return dict(self._submit(number) for number in numbers)
+
+    def cancel(self, jobs: Sequence[tuple[str, str]]) -> None:
+        """Jobs that wait, each with its tenant."""
+        for job_id, tenant in jobs:
+            self.loop.run(self.queue.cancel(tenant, job_id))
+
+    def work(self) -> None:
+        """End all that wait."""
+        while self.worker.run_one():
+            pass
 
     def reported(self) -> Counter[str]:
         """How many jobs ended in which way, as the tenants' usage has it."""
@@ -130,8 +162,9 @@ class Crowd:
             total.update({end.value: int(usage.get(end.value.encode(), 0)) for end in set(ENDS.values())})
         return total
 
-    def _submit(self, number: int) -> tuple[str, tuple[str, str]]:
-        way, tenant = WAYS[number % len(WAYS)], f"tenant-{number % TENANTS}"
+    def wanted(self, number: int) -> tuple[str, GenerationSpec, JobOptions, str | None]:
+        """Tenant, work, options and Idempotency-Key of a job; its way is its prompt."""
+        way = WAYS[number % len(WAYS)]
         spec = GenerationSpec(prompt=way, lyrics="la " * 100, seed=number, format=AudioFormat.WAV)
         options = JobOptions(
             lane=list(Lane)[number % 3],
@@ -139,13 +172,16 @@ class Crowd:
             start_deadline_s=1 if way == "expired" else 3600 if number % 2 else None,
             webhook=f"http://127.0.0.1:{self.receiver.port}/" if number % 11 == 0 else None,
         )
-        key = f"key {number}" if number % 3 == 0 else None
+        return f"tenant-{number % TENANTS}", spec, options, f"key {number}" if number % 3 == 0 else None
+
+    def _submit(self, number: int) -> tuple[str, tuple[str, str]]:
+        tenant, spec, options, key = self.wanted(number)
         job, created = self.loop.run(self.queue.submit(tenant, spec, options, idempotency_key=key))
         assert created
-        if number % 30 == 0:
+        if is_repeated(number):
             again, _ = self.loop.run(self.queue.submit(tenant, spec, options, idempotency_key=key))
             assert again.id == job.id
-        return job.id, (way, tenant)
+        return job.id, (spec.prompt, tenant)
 
     def _live(self, job_ids: list[str]) -> list[str]:
         """Those that have not ended."""
@@ -157,10 +193,8 @@ class Crowd:
     def _meanwhile(self, held: HeldJob) -> None:
         """What the engine does to a job whose prompt asks for it."""
         way = held.entry.spec.prompt
-        if way == "failed":
-            raise EngineOutOfMemory("the song does not fit")
-        if way == "crashed thrice" or (way == "retried" and held.attempt.number == 1):
-            raise EngineCrashed("the engine is gone")
+        if error := error_of(way, held.attempt.number):
+            raise error
         if way == "canceled while it ran":
             self.loop.run(self.queue.cancel(held.entry.tenant, held.job_id))
             held.canceled = True  # as the slot's heartbeat learns it
@@ -186,9 +220,12 @@ class Crowd:
         self.redis.slowlog_reset()  # a busy machine's slow commands are no job's
         self.redis.execute_command("MEMORY", "PURGE")  # type: ignore[no-untyped-call]
         names = frozenset(key.decode() for key in self.redis.scan_iter(count=10_000))
+        return Held(names - {f"rq:worker:{self.worker.name}"}, self.memory_bytes(), len(self._files()))
+
+    def memory_bytes(self) -> int:
+        """Of Redis, less its clients' buffers."""
         memory: Any = self.redis.info("memory")
-        used = int(memory["used_memory"]) - int(memory["mem_clients_normal"])
-        return Held(names - {f"rq:worker:{self.worker.name}"}, used, len(self._files()))
+        return int(memory["used_memory"]) - int(memory["mem_clients_normal"])
 
     def _files(self) -> list[Path]:
         return [path for path in (self.directory / "store").rglob("*") if path.name not in {"songs", "uploads"}]
