@@ -48,7 +48,7 @@ def measure(songs: int = SONGS) -> Figures:
             _generate(up.url, range(WARM_UP))
             before, began_s = _settled(up), time.monotonic()
             ended: Counter[str] = Counter()
-            meanwhile = []
+            meanwhile: list[Figures] = []
             for done in range(0, songs, EVERY):
                 numbers = range(WARM_UP + done, WARM_UP + min(done + EVERY, songs))
                 ended += _generate(up.url, numbers)
@@ -57,6 +57,7 @@ def measure(songs: int = SONGS) -> Figures:
             up.end()
         finally:
             up.clean_up()
+    halfway = meanwhile[(len(meanwhile) - 1) // 2]["memory_mib"]
     return {
         "songs": songs,
         "ended": dict(ended),
@@ -69,9 +70,7 @@ def measure(songs: int = SONGS) -> Figures:
         "grown_redis_bytes": after["redis_bytes"] - before["redis_bytes"],
         "grown_files": after["files"] - before["files"],
         "grown_mib": _growth(before["memory_mib"], after["memory_mib"]),
-        "grown_mib_in_the_second_half": _growth(
-            meanwhile[(len(meanwhile) - 1) // 2]["memory_mib"], after["memory_mib"]
-        ),
+        "grown_mib_in_the_second_half": _growth(halfway, after["memory_mib"]),
     }
 
 

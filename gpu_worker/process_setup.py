@@ -34,10 +34,9 @@ ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# What a slot starts with. By default glibc comes to keep up to 64 MiB of what a song's encoder has freed for each of the
-# process's memory arenas (mallopt(3): its thresholds follow the largest buffer), and each song's thread may get another
-# one: a slot grew by 10 MiB for each of up to 8 arenas a core. With fixed thresholds it keeps 1 MiB of each; encoding
-# takes no longer.
+# What a slot starts with. By default glibc's thresholds follow the largest buffer (mallopt(3)), and of what a song's
+# encoder freed it keeps up to 64 MiB in each memory arena: up to 8 for each core, of which each song's thread may get
+# another one. A slot grew by 10 MiB for each. Fixed, it keeps 1 MiB, for 15 ms of the second that a song of 60 s takes.
 SLOT_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_TRIM_THRESHOLD_": str(1024**2)}
 )
