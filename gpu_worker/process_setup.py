@@ -50,11 +50,13 @@ def engine_environment(work_dir: Path) -> dict[str, str]:
     mount the cache that they share: none compiles what another one has.
     """
     compiled = work_dir / "checkpoints" / "compiled"
-    return {
-        **ENGINE_ENVIRONMENT,
-        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-        "TRITON_CACHE_DIR": str(compiled / "triton"),
-    }
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"), "TRITON_CACHE_DIR": str(compiled / "triton")}
+    return unless_set({**ENGINE_ENVIRONMENT, **caches})
+
+
+def unless_set(environment: Mapping[str, str]) -> dict[str, str]:
+    """These variables, with the values that the operator gave some of them."""
+    return {name: os.environ.get(name, value) for name, value in environment.items()}
 
 
 @contextmanager

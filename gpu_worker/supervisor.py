@@ -16,7 +16,13 @@ from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, SLOT_ENVIRONMENT, engine_environment, slot_file
+from gpu_worker.process_setup import (
+    CONFIGURATION_EXIT_CODE,
+    SLOT_ENVIRONMENT,
+    engine_environment,
+    slot_file,
+    unless_set,
+)
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Vitals
@@ -49,7 +55,7 @@ class SlotChild(Child):
             ChildSpec(
                 f"slot {number}",
                 command,
-                {**SLOT_ENVIRONMENT, **environment},
+                {**unless_set(SLOT_ENVIRONMENT), **environment},
                 healthy_after_s=_SLOT_HEALTHY_AFTER_S,
                 stop_timeout_s=_STOP_TIMEOUT_S,
             )
