@@ -19,9 +19,11 @@ from gpu_worker.presence_reporter import PresenceReporter
 from gpu_worker.process_setup import (
     CONFIGURATION_EXIT_CODE,
     FULL_DISK_EXIT_CODE,
+    SLOT_ENVIRONMENT,
     TROUBLES,
     engine_environment,
     slot_file,
+    unless_set,
 )
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
@@ -55,7 +57,7 @@ class SlotChild(Child):
             ChildSpec(
                 f"slot {number}",
                 command,
-                environment,
+                {**unless_set(SLOT_ENVIRONMENT), **environment},
                 healthy_after_s=_SLOT_HEALTHY_AFTER_S,
                 stop_timeout_s=_STOP_TIMEOUT_S,
             )

@@ -13,10 +13,11 @@ from gpu_worker.process_setup import (
     CONFIGURATION_EXIT_CODE,
     CRASHED_EXIT_CODE,
     FULL_DISK_EXIT_CODE,
+    engine_environment,
     exit_code_of,
     private_run_dir,
 )
-from gpu_worker.supervisor import parts_of_start
+from gpu_worker.supervisor import SlotChild, parts_of_start
 from gpu_worker.wire import Hello, Vitals
 from serinette.errors import ConfigurationError
 from serinette.own_directory import lock_directory
@@ -89,6 +90,21 @@ def test_a_directory_is_there_for_others_only_once_it_is_locked(
     with private_run_dir(tmp_path) as own:
         assert len(locked) == 1
         assert list(tmp_path.iterdir()) == [own]
+
+
+def test_what_the_operator_sets_goes_before_what_children_start_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
+    engine, slot = (
+        engine_environment(tmp_path),
+        SlotChild(0, "x", tmp_path, {"SERINETTE_RUN_DIR": "y"}).spec.environment,
+    )
+    assert engine["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert engine["MALLOC_TRIM_THRESHOLD_"] == slot["MALLOC_TRIM_THRESHOLD_"] == "5"
+    assert engine["MALLOC_MMAP_THRESHOLD_"] != slot["MALLOC_MMAP_THRESHOLD_"]
+    assert slot["SERINETTE_RUN_DIR"] == "y"
 
 
 def test_a_long_work_dir_does_not_make_the_socket_unusable(tmp_path: Path) -> None:
