@@ -16,7 +16,6 @@ from starlette.types import Scope
 
 from api.problems import answer
 from api.turns import HeldResponse, Threads, Turns
-from serinette.container import Output
 from serinette.errors import Gone, Limited, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.names import tenant_of
@@ -70,7 +69,7 @@ def names_etag(header: str | None, etag: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class OtherFile:
-    """A file in the store that is neither a song nor a container's output. `etag` changes with the bytes."""
+    """A file in the store that is no song. `etag` changes with the bytes."""
 
     key: str
     size_bytes: int
@@ -78,7 +77,7 @@ class OtherFile:
     content_type: str
 
 
-StoredFile: TypeAlias = Artifact | Output | OtherFile
+StoredFile: TypeAlias = Artifact | OtherFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,8 @@ class JobReader:
         last = after = Cursor.parse(cursor) if cursor else None
         found: list[Job] = []
         async for last, seen in self._scan(tenant, wanted, after, limit):  # where the page ended
-            if _matches(seen, tenant, wanted):
+            entry = seen.entry or seen.shrunk
+            if entry and not _is_hidden(tenant, seen) and wanted.admits(entry):
                 job = await self.explained(seen)
                 found.append(job or brief(last.job_id, seen.shrunk))  # type: ignore[arg-type]  # one of them is there
             if len(found) == limit:
@@ -259,12 +260,6 @@ def _is_hidden(tenant: str, seen: Seen) -> bool:
     if seen.entry is not None:
         return seen.entry.called_off or seen.entry.tenant != tenant
     return seen.shrunk is not None and seen.shrunk.tenant != tenant
-
-
-def _matches(seen: Seen, tenant: str, wanted: JobFilter) -> bool:
-    """Whether a list with these filters shows the job."""
-    found = seen.entry or seen.shrunk
-    return found is not None and not _is_hidden(tenant, seen) and wanted.admits(found)
 
 
 def _time(unix_s: float) -> datetime:

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from pydantic import ConfigDict
 
 from api.dependencies import ContextPart, containers_only, context_of
-from api.downloads import FileRequest
+from api.downloads import FileRequest, OtherFile
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
-from serinette.container import ContainerSpec, Output
+from serinette.container import ContainerSpec
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
@@ -72,15 +72,15 @@ async def get_job_output(
     )
 
 
-def _output_of(job: Job, name: str) -> Output:
+def _output_of(job: Job, name: str) -> OtherFile:
     if job.container is None:
         raise NotFound(f"job {job.id} is a song and has no outputs; fetch /v1/jobs/{job.id}/audio")
     if not job.status.ended:
         raise NotFinished(f"job {job.id} is {job.status}: its outputs are kept when it ends")
     outputs = job.run.outputs if job.run else ()
     for each in outputs:
-        if each.name == name:
-            return each
+        if each.name == name:  # untrusted bytes, whose type is not guessed
+            return OtherFile(each.key, each.size_bytes, each.sha256, "application/octet-stream")
     raise NotFound(f"job {job.id} left {len(outputs)} outputs, none of this name; they are in its run.outputs")
 
 
