@@ -199,7 +199,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
 def _refusal(status: HTTPStatus, words: str, scope: Mapping[str, Any]) -> bytes:
     """A whole answer, of a request that the application did not answer."""
-    problem = problem_of(RequestError(words), scope.get("path", ""), status)
+    error = RequestError(words)
+    error.retryable = status is HTTPStatus.REQUEST_TIMEOUT
+    problem = problem_of(error, scope.get("path", ""), status)
     body = problem.model_dump_json(exclude_none=True).encode()
     headers = {
         "content-type": MEDIA_TYPE,

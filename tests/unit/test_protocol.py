@@ -119,6 +119,7 @@ async def test_what_the_application_cannot_answer_is_refused_in_words(
     assert b"\r\nx-request-id: " in head
     problem = json.loads(body)
     assert (problem["status"], problem["code"], words in body) == (status, "bad_request", True)
+    assert problem["retryable"] == (status == 408)
 
 
 async def test_a_late_end_of_a_slow_body_is_no_request(port: int) -> None:
