@@ -125,7 +125,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._rest()
         self._discards, self._unwanted_bytes = False, 0
         super().on_message_complete()
-        if self.cycle.disconnected:  # its end came after the answer that it is too slow
+        # Of a WebSocket there is no cycle. One that is disconnected was answered that its body is too slow.
+        if self.cycle is not None and self.cycle.disconnected:
             self.transport.close()
 
     def on_response_complete(self) -> None:
