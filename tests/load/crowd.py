@@ -121,6 +121,7 @@ class Crowd:
         self.worker = self.slot.slot()
         self.slot.engine.meanwhile = self._meanwhile
         self.webhooks = Webhooks(self.redis, self.settings)
+        self.retention = Retention(self.redis, self.keys, self.store, self.retention_s)
 
     def wave(self, jobs: int) -> None:
         """So many jobs come, and end."""
@@ -201,19 +202,22 @@ class Crowd:
 
     def settle(self, timeout_s: float) -> Held:
         """Let everything that may expire do so, with a controller at work; what is held then."""
-        retention = Retention(self.redis, self.keys, self.store, self.retention_s)
         records = (f"{self.keys.job('')}*", f"{self.keys.ended_job('')}*", "rq:job:*")
 
         def forgotten() -> bool:
             # Looked at first: what expires in the midst of a walk is found by the next one.
             known = any(any(self.redis.scan_iter(jobs, count=10_000)) for jobs in records)
             Sweeper(self.redis, self.store, self.settings, whole_s=0)()  # a new one tidies at once
-            retention.sweep(_AtOnce())
+            self.sweep_store()
             self.webhooks()
             return not known and not self.redis.exists(self.keys.webhooks) and not self._files()
 
         assert eventually(forgotten, timeout_s), f"still there: {self.held().names}"
         return self.held()
+
+    def sweep_store(self) -> None:
+        """Delete what is old, without the pauses that leave the store to others."""
+        self.retention.sweep(_AtOnce())
 
     def held(self) -> Held:
         """What is held now."""
