@@ -66,9 +66,9 @@ async def test_it_shows_pools_lanes_failures_and_usage(http: httpx.AsyncClient, 
     counters.count(redis, KEYS, counters.JOBS_ENDED, "default", "succeeded", "")
     redis.hset(KEYS.usage("acme", day_number(now().date())), mapping={"succeeded": 3, "gpu_s": 12.5})
     redis.sadd(KEYS.brake("default"), "store: it does not answer")
-    worker = {"pool": "default", "stage": WorkerStage.LOADING, "slots": 2, "trouble": WaitingCode.DISK, "started_at": now()}
+    worker = {"pool": "default", "stage": WorkerStage.LOADING, "slots": 2, "started_at": now()}
     for name in ("one", "two"):
-        announce(redis, KEYS, Presence(name=name, **worker))
+        announce(redis, KEYS, Presence(name=name, trouble=WaitingCode.DISK, **worker))
 
     view = (await http.get("/v1/operator", headers=bearing(operator))).json()
     (pool,) = view["pools"]
