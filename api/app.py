@@ -18,6 +18,7 @@ from api.auth.keyring import DeclaredFile, Keyring
 from api.auth.limits import Accounts, RequestRate
 from api.auth.links import Links
 from api.batches.service import BatchService, BatchThreads
+from api.bodies import Bodies, BodyBounds, BodyLimits
 from api.containers import Logs
 from api.dependencies import Parts
 from api.dialects import DIALECTS, shared_paths
@@ -26,12 +27,7 @@ from api.downloads import Downloads
 from api.events import JobEvents
 from api.lean_route import RouteIndex
 from api.metrics import HttpMetrics, MetricsMiddleware, expose
-from api.middleware import (
-    AuthMiddleware,
-    BodyBounds,
-    CallerLookup,
-    KeyInPathMiddleware,
-)
+from api.middleware import AuthMiddleware, CallerLookup, KeyInPathMiddleware
 from api.queue import JobQueue
 from api.request_checks import RequestChecks
 from api.response_headers import ResponseHeaders
@@ -127,7 +123,7 @@ def create_app(settings: GatewaySettings, dialects: Sequence[Dialect] = DIALECTS
     app.add_api_websocket_route("/{path:path}", _no_socket)
     app.state.metrics = HttpMetrics(new_registry())
     expose(app, app.state.metrics, settings)
-    _add_middleware(app, settings, parts.callers, dialects)
+    _add_middleware(app, parts, dialects)
     return app
 
 
@@ -158,13 +154,15 @@ def _parts(
         submits=AsyncJobs(for_submits, settings.redis_prefix) if for_submits is not None else None,
     )
     downloads = Downloads(store, queue.store_threads)
+    bodies = Bodies(max(settings.max_upload_bytes, settings.max_batch_bytes))
     accounts = Accounts(redis_async, settings.keys, declared)
     return Parts(
         settings=settings,
         queue=queue,
         store=store,
         events=JobEvents(redis_async, settings.keys),
-        uploads=Uploads(store, settings, queue.store_threads),
+        uploads=Uploads(store, settings, queue.store_threads, bodies),
+        bodies=bodies,
         downloads=downloads,
         logs=Logs(redis_async, settings.keys, downloads),
         probes=CapacityLimiter(_PROBE_THREADS),
@@ -189,22 +187,24 @@ async def _no_socket(websocket: WebSocket) -> None:
     raise NotFound(f"no WebSocket is at {path}; events are at /v1/jobs/{{job_id}}/events")
 
 
-def _add_middleware(
-    app: FastAPI, settings: GatewaySettings, callers: CallerLookup, dialects: Sequence[Dialect]
-) -> None:
+def _add_middleware(app: FastAPI, parts: Parts, dialects: Sequence[Dialect]) -> None:
+    settings = parts.settings
     file_paths = (*UPLOAD_PATHS, *(path for dialect in dialects for path in dialect.file_paths))
     in_base64 = min(MAX_BASE64_BODY_BYTES, settings.max_upload_bytes)
     app.add_middleware(
         BodyBounds,
-        body_bytes=settings.max_body_bytes,
-        others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
-        | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
-        text_paths={path for dialect in dialects for path in dialect.base64_paths},
-        streamed=(*UPLOAD_PATHS, BATCH_PATH),
+        bodies=parts.bodies,
+        limits=BodyLimits(
+            body_bytes=settings.max_body_bytes,
+            others={path: in_base64 for dialect in dialects for path in dialect.base64_paths}  # before shorter prefixes
+            | {**dict.fromkeys(file_paths, settings.max_upload_bytes), BATCH_PATH: settings.max_batch_bytes},
+            text_paths={path for dialect in dialects for path in dialect.base64_paths},
+            streamed=(*UPLOAD_PATHS, BATCH_PATH),
+        ),
     )
     if settings.auth:
         key_paths = {path for dialect in dialects for path in dialect.key_paths}
-        app.add_middleware(AuthMiddleware, callers=callers, body_paths=key_paths)
+        app.add_middleware(AuthMiddleware, callers=parts.callers, body_paths=key_paths)
     if (
         settings.cors_origins or settings.cors_origin_regex
     ):  # outside of authentication, so that pages can read their errors, too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from redis import asyncio as redis_asyncio
@@ -13,25 +13,11 @@ from api.downloads import SANDBOX, Downloads, FileRequest, OtherFile, names_etag
 from api.outages import queue_errors
 from api.turns import Turns
 from serinette.container import ContainerSpec, Input, allowed_by
-from serinette.errors import InvalidSpec, Limited, NotFound, Unsupported
+from serinette.errors import InvalidSpec, Limited, NotFound
 from serinette.job import Job, JobOptions
 from serinette.names import Keys, upload_file_key, upload_record_key
 from serinette.settings import ContainerSettings
 from serinette.store import Store
-
-
-def check_taken(settings: ContainerSettings) -> None:
-    """Check that this deployment runs containers.
-
-    Raises:
-        Unsupported: it does not.
-    """
-    if not settings.containers:
-        raise Unsupported(
-            "containers run on a cluster, and this deployment takes none: its operator must give it one and set "
-            "SERINETTE_CONTAINERS with an allow-list of images (docs/containers.md); on a laptop, run the image "
-            "with podman or docker"
-        )
 
 
 def check_container(tenant: str, spec: ContainerSpec, options: JobOptions, settings: ContainerSettings) -> None:
@@ -95,32 +81,6 @@ def _check_input(tenant: str, given: Input, store: Store, find_job: Callable[[st
 
 
 _TEXT = "text/plain; charset=utf-8"
-# Pattern of a LogPosition as text.
-LOG_POSITION = r"^[0-9]{1,9}-[0-9]{1,12}$"
-
-
-@dataclass(frozen=True, slots=True)
-class LogPosition:
-    """How far a log was read: the attempt, each of which has its own log, and the number of bytes."""
-
-    attempt: int
-    size_bytes: int
-
-    @classmethod
-    def parse(cls, text: str) -> LogPosition:
-        """Parse the text that `str` gives, which is also the log's ETag."""
-        attempt, _, size_bytes = text.partition("-")
-        return cls(int(attempt), int(size_bytes))
-
-    def __str__(self) -> str:
-        return f"{self.attempt}-{self.size_bytes}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Headers of a response that ends at this position."""
-        return {"ETag": f'"{self}"', "Cache-Control": "private, no-cache", "Content-Security-Policy": SANDBOX}
-
-
 # Logs read from Redis at once, each up to its bound of some MiB; of one tenant at most half.
 _LOG_READS = 8
 _MANY_READS = partial(Limited, "too many logs of this tenant are being read at once; wait for them", retry_after_s=1)
@@ -135,9 +95,9 @@ class Logs:
     downloads: Downloads
     reads: Turns = field(default_factory=lambda: Turns(_LOG_READS, _LOG_READS // 2, _MANY_READS))
 
-    async def serve(self, job: Job, file_request: FileRequest, after: LogPosition | None) -> Response:
-        """The log so far (200), or the part after `after`: 206, or 204 when there is no more. The whole log of the
-        current attempt if `after` is of an earlier one.
+    async def serve(self, job: Job, file_request: FileRequest) -> Response:
+        """The log so far, or all of it once the job has ended. Its ETag is the number of the attempt, each of which has
+        a log of its own, and the log's bytes.
 
         Raises:
             NotFound: the job is a song.
@@ -146,48 +106,18 @@ class Logs:
         if job.container is None:
             raise NotFound(f"job {job.id} is a song and has no log; follow /v1/jobs/{job.id}/events")
         if job.status.ended and job.run and job.run.log_key:
-            return await self._stored(job, job.run.log_key, job.run.log_size_bytes, file_request, after)
-        start = after.size_bytes if after else 0
+            size_bytes, attempt = job.run.log_size_bytes, job.attempts[-1].number if job.attempts else 0
+            kept = OtherFile(job.run.log_key, size_bytes, f"{attempt}-{size_bytes}", _TEXT)
+            return await self.downloads.serve(kept, file_request, f"{job.id}.log", download=True)
         async with self.reads.of(job.tenant):
             with queue_errors():
-                attempt, text = await self._read(job.id, start)
-                if after and after.attempt != attempt:
-                    start = 0
-                    attempt, text = await self._read(job.id, start)
-        return _live(text, start, LogPosition(attempt, start + len(text)), file_request)
-
-    async def _stored(
-        self, job: Job, key: str, size_bytes: int, file_request: FileRequest, after: LogPosition | None
-    ) -> Response:
-        end = LogPosition(job.attempts[-1].number if job.attempts else 0, size_bytes)
-        if after and after.attempt == end.attempt:
-            if after.size_bytes >= size_bytes:
-                return Response(status_code=204, headers=end.headers)
-            file_request = replace(file_request, range=f"bytes={after.size_bytes}-", if_range=None, if_none_match=None)
-        return await self.downloads.serve(
-            OtherFile(key, size_bytes, str(end), _TEXT), file_request, f"{job.id}.log", download=True
-        )
-
-    async def _read(self, job_id: str, start: int) -> tuple[int, bytes]:
-        """Number of the last attempt, and its log from byte `start`."""
-        while True:
-            async with self.redis.pipeline(transaction=False) as pipe:
-                pipe.hget(self.keys.job(job_id), "attempts")
-                # As bytes: a part may begin or end within a character.
-                pipe.execute_command("GETRANGE", self.keys.log(job_id), start, -1, NEVER_DECODE=True)
-                pipe.hget(self.keys.job(job_id), "attempts")
-                before, text, attempt = await pipe.execute()
-            if before == attempt:  # otherwise another attempt began a new log in between
-                return int(attempt or 0), text
-
-
-def _live(text: bytes, start: int, end: LogPosition, file_request: FileRequest) -> Response:
-    headers = end.headers
-    if start and not text:
-        return Response(status_code=204, headers=headers)
-    if start:
-        headers["Content-Range"] = f"bytes {start}-{end.size_bytes - 1}/{end.size_bytes}"
-        return Response(text, 206, headers, _TEXT)
-    if names_etag(file_request.if_none_match, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    return Response(text, 200, headers, _TEXT)
+                async with self.redis.pipeline(transaction=True) as pipe:  # another attempt begins a new log
+                    pipe.hget(self.keys.job(job.id), "attempts")
+                    pipe.get(self.keys.log(job.id))
+                    attempt, log = await pipe.execute()
+        text = (log or "").encode()
+        headers = {"ETag": f'"{attempt or 0}-{len(text)}"', "Cache-Control": "private, no-cache"}
+        headers["Content-Security-Policy"] = SANDBOX
+        if names_etag(file_request.if_none_match, headers["ETag"]):
+            return Response(status_code=304, headers=headers)
+        return Response(text, 200, headers, _TEXT)

@@ -15,7 +15,8 @@ from starlette.requests import HTTPConnection
 from api.auth.keyring import NO_KEY, Caller, CallerCheck
 from api.auth.limits import Accounts
 from api.batches.service import BatchService, BatchThreads
-from api.containers import Logs, check_taken
+from api.bodies import Bodies
+from api.containers import Logs
 from api.downloads import Downloads
 from api.events import JobEvents
 from api.middleware import CALLER, CallerLookup
@@ -23,7 +24,7 @@ from api.queue import JobQueue
 from api.settings import GatewaySettings
 from api.uploads import Uploads
 from serinette.credentials import Limits
-from serinette.errors import Unauthorized
+from serinette.errors import Unauthorized, Unsupported
 from serinette.job import Job
 from serinette.names import DEFAULT_TENANT, Right
 from serinette.store import Store
@@ -39,6 +40,7 @@ class Parts:
     store: Store
     events: JobEvents
     uploads: Uploads
+    bodies: Bodies
     downloads: Downloads
     logs: Logs
     probes: CapacityLimiter  # bounds the threads that probes of a hanging store occupy
@@ -153,4 +155,9 @@ async def containers_only(context: ContextPart) -> None:
     Raises:
         Unsupported: it does not.
     """
-    check_taken(context.settings)
+    if not context.settings.containers:
+        raise Unsupported(
+            "containers run on a cluster, and this deployment takes none: its operator must give it one and set "
+            "SERINETTE_CONTAINERS with an allow-list of images (docs/containers.md); on a laptop, run the image "
+            "with podman or docker"
+        )

@@ -16,7 +16,6 @@ from starlette.types import Scope
 
 from api.problems import answer
 from api.turns import HeldResponse, Threads, Turns
-from serinette.container import Output
 from serinette.errors import Gone, Limited, NotFinished, NotFound, RequestError
 from serinette.job import Artifact, Job, JobStatus
 from serinette.names import tenant_of
@@ -40,16 +39,8 @@ class Unsatisfiable(Exception):
     """The range begins after the end of the file: 416."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes `start` to `end`, exclusive."""
-
-    start: int
-    end: int
-
-
-def requested_span(header: str | None, size_bytes: int) -> Span | None:
-    """The range that the header requests; None for the whole file: no header, a malformed one, or several ranges.
+def requested_range(header: str | None, size_bytes: int) -> range | None:
+    """The bytes that the header requests; None for the whole file: no header, a malformed one, or several ranges.
 
     Raises:
         Unsatisfiable: no byte of the file is in the range.
@@ -61,13 +52,13 @@ def requested_span(header: str | None, size_bytes: int) -> Span | None:
         length = min(int(match[2]), size_bytes)
         if length == 0:
             raise Unsatisfiable
-        return Span(size_bytes - length, size_bytes)
+        return range(size_bytes - length, size_bytes)
     start = int(match[1])
     if match[2] and int(match[2]) < start:
         return None  # end before start is malformed, and a malformed header is ignored
     if start >= size_bytes:
         raise Unsatisfiable
-    return Span(start, min(int(match[2]) + 1, size_bytes) if match[2] else size_bytes)
+    return range(start, min(int(match[2]) + 1, size_bytes) if match[2] else size_bytes)
 
 
 def names_etag(header: str | None, etag: str) -> bool:
@@ -78,7 +69,7 @@ def names_etag(header: str | None, etag: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class OtherFile:
-    """A file in the store that is neither a song nor a container's output. `etag` changes with the bytes."""
+    """A file in the store that is no song. `etag` changes with the bytes."""
 
     key: str
     size_bytes: int
@@ -86,7 +77,7 @@ class OtherFile:
     content_type: str
 
 
-StoredFile: TypeAlias = Artifact | Output | OtherFile
+StoredFile: TypeAlias = Artifact | OtherFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +168,13 @@ class Downloads:
         if file_request.is_cached(song):
             return Response(status_code=304, headers=headers)
         try:
-            span = (
-                requested_span(file_request.range, song.size_bytes)
-                if file_request.if_range in (None, headers["ETag"])
-                else None
-            )
+            unchanged = file_request.if_range in (None, headers["ETag"])
+            part = requested_range(file_request.range, song.size_bytes) if unchanged else None
         except Unsatisfiable:
             error = RequestError(f"Range: the file has {song.size_bytes} bytes", field="Range")
             return answer(file_request.scope, error, 416, {"Content-Range": f"bytes */{song.size_bytes}"})
         try:
-            return await self._bytes(file_request.scope["method"], song, span, headers, made)
+            return await self._bytes(file_request.scope["method"], song, part, headers, made)
         except NotFound as error:
             raise Gone("the song's file was erased from the store") from error
 
@@ -224,12 +212,12 @@ class Downloads:
         self,
         method: str,
         song: StoredFile,
-        span: Span | None,
+        part: range | None,
         headers: dict[str, str],
         made: Callable[[int, int], AsyncIterator[bytes]] | None,
     ) -> Response:
-        status, start, end = (206, span.start, span.end) if span else (200, 0, song.size_bytes)
-        if span:
+        status, start, end = (206, part.start, part.stop) if part else (200, 0, song.size_bytes)
+        if part:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{song.size_bytes}"
         headers["Content-Length"] = str(end - start)
         if method == "HEAD" or start == end:  # no store reads nothing of an empty file

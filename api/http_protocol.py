@@ -9,9 +9,16 @@ connections for ever, an endless header would fill its memory, and trailers are 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from api.problems import MEDIA_TYPE, problem_of
+from api.response_headers import REQUEST_ID, new_request_id
+from serinette.errors import RequestError
 
 # Bound of a head, and of data outside of bodies: trailers, chunk extensions, empty lines between requests.
 HEAD_BYTES = 65_536
@@ -31,7 +38,12 @@ DISCARD_S = 10.0
 # to be read, and keeps 16 MiB of a message that never ends.
 LISTENER_BYTES = 1_048_576
 
-_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LONG = f"a head, or what comes beside a body, has more than the {HEAD_BYTES} bytes allowed; send less"
+_TOO_SLOW = (
+    f"the body came too slowly: no pause in it may be longer than {BODY_S:.0f} s, and behind the first {BODY_S:.0f} s "
+    f"{BODY_BYTES_A_SECOND} bytes must come in each second on average; send it again where the connection is better"
+)
+_MALFORMED = "this is no HTTP/1.1 request that can be read"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -83,9 +95,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         bound = DISCARD_BYTES if self._discards else HEAD_BYTES
         if self._unwanted_bytes > bound and not self.transport.is_closing():
-            if self._in_head or not self.cycle.response_started:
-                self.transport.write(_TOO_LONG)
-            self.transport.close()
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _TOO_LONG)
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -115,6 +125,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._rest()
         self._discards, self._unwanted_bytes = False, 0
         super().on_message_complete()
+        # Of a WebSocket there is no cycle. One that is disconnected was answered that its body is too slow.
+        if self.cycle is not None and self.cycle.disconnected:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """The response is complete; the rest of the request is discarded, and must end soon."""
@@ -124,6 +137,29 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._rest()
             self._discards, self._unwanted_bytes = True, 0
             self._watch = self.loop.call_later(DISCARD_S, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed."""
+        del msg
+        self._refuse(HTTPStatus.BAD_REQUEST, _MALFORMED)
+
+    def _refuse(self, status: HTTPStatus, words: str) -> None:
+        """Answer for the parser if nothing else is being answered, and close."""
+        if self.cycle is None or self.cycle.response_complete or not (self._in_head or self.cycle.response_started):
+            self.transport.write(_refusal(status, words, {} if self._in_head else self.scope))
+        self.transport.close()
+
+    def _end_slow_body(self) -> None:
+        """Answer, and take for a while what still comes; to the application the client is gone."""
+        cycle = self.cycle
+        if cycle.response_started:
+            self.transport.close()
+            return
+        self.transport.write(_refusal(HTTPStatus.REQUEST_TIMEOUT, _TOO_SLOW, self.scope))
+        cycle.disconnected = cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        self._discards, self._unwanted_bytes = True, 0
+        self._watch = self.loop.call_later(DISCARD_S, self.transport.close)
 
     def _begin(self) -> None:
         self._rest()
@@ -149,7 +185,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return
         left_s = self._body_left_s(self.loop.time())
         if left_s <= 0:
-            self.transport.close()
+            self._end_slow_body()
         else:
             self._watch = self.loop.call_later(left_s, self._look)
 
@@ -160,6 +196,23 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             return BODY_S
         late_s = self._body_since_s + BODY_S + self._body_bytes / BODY_BYTES_A_SECOND
         return min(self._heard_s + BODY_S, late_s) - at_s
+
+
+def _refusal(status: HTTPStatus, words: str, scope: Mapping[str, Any]) -> bytes:
+    """A whole answer, of a request that the application did not answer."""
+    error = RequestError(words)
+    error.retryable = status is HTTPStatus.REQUEST_TIMEOUT
+    problem = problem_of(error, scope.get("path", ""), status)
+    body = problem.model_dump_json(exclude_none=True).encode()
+    headers = {
+        "content-type": MEDIA_TYPE,
+        "content-length": len(body),
+        "connection": "close",
+        "x-request-id": scope.get(REQUEST_ID) or new_request_id(),
+        "x-content-type-options": "nosniff",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + body
 
 
 class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):

@@ -112,7 +112,7 @@ class _Lean:
         body, response = b"", None
         try:
             if self._takes_json:
-                body = await _body(receive)
+                body = await whole_body(receive)
             values = self._values(Request(scope, receive, send), headers, body)
             if values is not None:
                 response = await self._endpoint(**values)
@@ -121,7 +121,7 @@ class _Lean:
             if response is None:
                 raise
         if response is None:  # FastAPI's handler reports what is wrong with the request
-            again = _replayed(body, receive) if self._takes_json else receive
+            again = replayed(body, receive) if self._takes_json else receive
             await asyncio.sleep(0)  # it reads a long body once more: others come first
             return await self._otherwise(scope, again, send)
         return await response(scope, receive, send)
@@ -166,7 +166,8 @@ def headers_of(scope: Scope) -> Headers:
     return dict(reversed(scope["headers"]))
 
 
-async def _body(receive: Receive) -> bytes:
+async def whole_body(receive: Receive) -> bytes:
+    """The body. Raises ClientDisconnect."""
     parts: list[bytes] = []
     while True:
         message = await receive()
@@ -184,8 +185,8 @@ def is_json(headers: Headers) -> bool:
     return family == b"application" and b"/" not in name and (name == b"json" or name.endswith(b"+json"))
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A receive channel that returns the body already read."""
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A receive channel that returns a body which was read already."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

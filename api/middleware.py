@@ -1,145 +1,30 @@
-"""Middleware of every request: limits of body size, keys, authentication. Pure ASGI.
+"""Middleware of every request: keys, authentication. Pure ASGI.
 
 Every path that is not listed as public here needs a key, so that a route cannot forget it. A key may be in the header,
 in the path (`/k/{key}/...`, for clients that cannot send headers; it is removed there, so that no log and no response
 contains it) or, as clients of ACE-Step 1.5 send it, in the field `ai_token` of a small body. Such a body is read before
 its caller is known, and therefore only on that dialect's paths, of requests without another key, with a declared and
-small length, as JSON or a form without files, and within a timeout. The body is passed on unchanged.
+small length, as JSON or a form without files. The body is passed on unchanged.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import posixpath
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
-import anyio
-from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.keyring import Caller, Keyring
 from api.auth.limits import RequestRate
 from api.auth.links import Links, opened_by_link
-from api.forms import TEXT_BYTES
+from api.lean_route import replayed, whole_body
 from api.problems import answer
-from api.turns import Turns
-from serinette.errors import Limited, NotFound, RequestError, SerinetteError, TooLarge, Unauthorized
-from serinette.names import DEFAULT_TENANT
-
-# Overhead of multipart around a file.
-_ENVELOPE_BYTES = 65_536
-
-
-# Bodies longer than this take turns; and how many are read at once, of one tenant and of all.
-_LONG_BYTES = 65_536
-_LONG_BODIES_OF_TENANT = 2
-_LONG_BODIES = 16
-# Times of parsing between two of a tenant's: with two at once it has a twenty-fifth of the event loop at the most.
-_REST = 49.0
-_TOO_MANY_BODIES = partial(
-    Limited, "too many long bodies of this tenant are being read at once; wait for them", retry_after_s=1
-)
-
-
-class BodyBounds:
-    """Refuses bodies above the limit of their path with 413. Long ones that are held in memory are read in turns of
-    their tenants: reading and parsing one takes milliseconds of the event loop, which all tenants share.
-
-    `others`: limits of paths that take files, by prefix; all other paths have `body_bytes`. On `text_paths` the whole
-    body may be text, which is held in memory; on `streamed` paths (prefixes) bodies go to the disk instead.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        body_bytes: int,
-        others: Mapping[str, int],
-        text_paths: Collection[str] = (),
-        streamed: Collection[str] = (),
-    ) -> None:
-        self._app = app
-        self._body_bytes = body_bytes
-        self._text_paths = frozenset(text_paths)
-        self._others = {prefix: limit + _ENVELOPE_BYTES for prefix, limit in others.items()}
-        self._streamed = tuple(streamed)
-        self._turns = Turns(_LONG_BODIES, _LONG_BODIES_OF_TENANT, _TOO_MANY_BODIES, rest=_REST)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting the bytes of its body."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        path, headers = scope["path"], dict(scope["headers"])
-        limit = next((most for prefix, most in self._others.items() if path.startswith(prefix)), self._body_bytes)
-        if path in self._text_paths:
-            scope[TEXT_BYTES] = limit
-        declared = headers.get(b"content-length")
-        if declared is None:  # otherwise the server reads no more than the declared length
-            receive = _counted(receive, limit)
-        elif not declared.isdigit() or len(declared) > 20:
-            malformed = RequestError("Content-Length: not a number", field="Content-Length")
-            return await answer(scope, malformed, headers={"Connection": "close"})(scope, receive, send)
-        elif int(declared) > limit:
-            return await answer(scope, _too_large(limit))(scope, receive, send)
-        is_long = int(declared) > _LONG_BYTES if declared is not None else b"transfer-encoding" in headers
-        if is_long and not path.startswith(self._streamed):
-            return await self._in_turn(scope, receive, send)
-        return await self._app(scope, receive, send)
-
-    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on in a turn, which ends when its body is read and parsed."""
-        caller: Caller | None = scope.get(CALLER)
-        tenant = caller.tenant if caller else DEFAULT_TENANT
-        try:
-            await self._turns.take(tenant)
-        except SerinetteError as error:
-            return await answer(scope, error, headers={"Connection": "close"})(scope, receive, send)
-        holds, read_s = True, 0.0
-
-        def end() -> None:
-            nonlocal holds
-            if holds:
-                holds = False
-                # A body that never came whole was not parsed, however long it was waited for.
-                self._turns.give_back(tenant, time.thread_time() - read_s if read_s else 0.0)
-
-        async def noticed() -> Message:
-            nonlocal read_s
-            message = await receive()
-            if not message.get("more_body"):
-                read_s = time.thread_time()
-                asyncio.get_running_loop().call_soon(end)  # the body is parsed before the loop comes to that
-            return message
-
-        try:
-            return await self._app(scope, noticed, send)
-        finally:
-            end()
-
-
-def _counted(receive: Receive, limit: int) -> Receive:
-    seen = 0
-
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            # HTTPException, because FastAPI turns every other error while reading a body into 400.
-            raise HTTPException(413, _too_large(limit).message)
-        return message
-
-    return counted
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body is longer than the {limit} bytes allowed here; send less")
-
+from serinette.errors import NotFound, SerinetteError, Unauthorized
 
 KEY_IN_PATH = "serinette.key"
 _PREFIX = "/k/"
@@ -194,23 +79,14 @@ def relative_location(location: str, path: str, host: str) -> str:
 
 # Longest body that is searched for a key; documented fields fit, audio codes may not.
 MOST_BYTES = 65_536
-_READ_S = 10.0
 _NAMES = ("ai_token", "aiToken")
 
 
 async def _key_in_body(scope: Scope, receive: Receive) -> tuple[str | None, Receive]:
-    """The key in a request's body, and what receives that body once more."""
-    messages: list[Message] = []
-    with anyio.move_on_after(_READ_S):
-        while not messages or messages[-1].get("more_body"):
-            messages.append(await receive())
-    body = b"".join(message.get("body", b"") for message in messages)
+    """The key in a request's body, and what receives that body once more. Raises ClientDisconnect."""
+    body = await whole_body(receive)
     content_type = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-
-    async def again() -> Message:
-        return messages.pop(0) if messages else await receive()
-
-    return key_of(content_type, body), again
+    return key_of(content_type, body), replayed(body, receive)
 
 
 def key_of(content_type: str, body: bytes) -> str | None:
@@ -263,7 +139,10 @@ class AuthMiddleware:
             return await self._app(scope, receive, send)
         key = scope.get(KEY_IN_PATH) or _bearer(scope)
         if key is None and self._may_be_in_body(scope):
-            key, receive = await _key_in_body(scope, receive)
+            try:
+                key, receive = await _key_in_body(scope, receive)
+            except ClientDisconnect:
+                return None
         token = None
         if scope.get("query_string"):
             token = _token(scope)

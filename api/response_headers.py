@@ -26,6 +26,11 @@ _SENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
+def new_request_id() -> str:
+    """For a request that brings none."""
+    return os.urandom(8).hex()
+
+
 def accepts_gzip(header: str) -> bool:
     """Whether `Accept-Encoding` takes gzip: it is named, and not with a weight of 0 (RFC 9110, 12.5.3)."""
     named = _GZIP.search(header)
@@ -48,7 +53,7 @@ class ResponseHeaders:
                 request_id = value
             elif name == b"accept-encoding":
                 takes_gzip = accepts_gzip(value.decode("latin-1"))
-        request_id = request_id or os.urandom(8).hex().encode()
+        request_id = request_id or new_request_id().encode()
         scope[REQUEST_ID] = request_id.decode()
         start: Message | None = None  # held until its body is compressed
 

@@ -1,24 +1,20 @@
-"""Uploads: bounded in size, decoded to check that they are audio, then stored. Never whole in memory."""
+"""Uploads: received to the disk, decoded to check that they are audio, then stored. Never whole in memory."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
-import anyio
 from pydantic import AwareDatetime, BaseModel, Field
 from starlette.datastructures import UploadFile
 
+from api.bodies import Bodies, Body
 from api.settings import GatewaySettings
-from api.turns import Threads, Turns
-from serinette.errors import InvalidAudio, InvalidSpec, Limited, NotFound, TooLarge, Unavailable, Unsupported
+from api.turns import Threads
+from serinette.errors import InvalidAudio, InvalidSpec, NotFound, TooLarge, Unavailable, Unsupported
 from serinette.job import Upload, UploadedFile, now
 from serinette.names import upload_audio_key, upload_file_key, upload_prefix, upload_record_key
 from serinette.probe import prove_audio
@@ -31,19 +27,7 @@ _Given = TypeVarTuple("_Given")
 _CHUNK_BYTES = 1024 * 1024
 # A check decodes the whole file: more of them at once would only slow each other down. One tenant's leave a place free.
 _CHECKS = 3
-# Uploads of one tenant that are under way, each of which may fill the disk with a whole file; and of all tenants.
-UPLOADS_OF_TENANT = 32
-_UPLOADS = 128
-# Bodies with audio in base64, which take several times their size in memory; of one tenant at most half.
-_IN_MEMORY = 4
 _MANY_CHECKS = partial(Unavailable, "too many of this tenant's uploads wait to be decoded; try again")
-_MANY_UPLOADS = partial(
-    Limited,
-    f"uploads: {UPLOADS_OF_TENANT} of one tenant may be under way at once; wait for some to end",
-    retry_after_s=5,
-)
-# The directory of an upload under way.
-PREFIX = "serinette-upload-"
 
 
 class PresignedUpload(BaseModel):
@@ -57,13 +41,12 @@ class PresignedUpload(BaseModel):
 class Uploads:
     """Uploads of all tenants. Every method raises StoreUnavailable when the store does not answer."""
 
-    def __init__(self, store: Store, settings: GatewaySettings, store_threads: Threads) -> None:
+    def __init__(self, store: Store, settings: GatewaySettings, store_threads: Threads, bodies: Bodies) -> None:
         self._store = store
         self._store_threads = store_threads
         self._settings = settings
         self._checks = Threads(_CHECKS, _CHECKS - 1, _MANY_CHECKS)
-        self.in_memory = Turns(_IN_MEMORY, _IN_MEMORY // 2, _MANY_CHECKS)
-        self._open = Turns(_UPLOADS, UPLOADS_OF_TENANT, _MANY_UPLOADS, most_waiting=0)
+        self._bodies = bodies
 
     async def take(self, tenant: str, chunks: AsyncIterator[bytes], key: str | None = None) -> Upload:
         """Store the body of a request if it is audio; with an Idempotency-Key the same audio gets the same id.
@@ -71,11 +54,12 @@ class Uploads:
         Raises:
             TooLarge, InvalidAudio: it is not stored.
         """
-        async with self._file(tenant) as path:
-            size_bytes, sha256 = await self._spool(chunks, path)
-            upload_id = _new_id(key and f"{key} {sha256}")
-            upload = await self._checked(tenant, upload_id, path, size_bytes, sha256)
-            await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), upload.size_bytes)
+        async with self._bodies.received(tenant, chunks, self._settings.max_upload_bytes) as body:
+            upload_id = _new_id(key and f"{key} {body.sha256}")
+            upload = await self._checked(tenant, upload_id, body)
+            await self._store.put_stream(
+                upload_audio_key(tenant, upload_id), self._bodies.pieces(body), body.size_bytes
+            )
         await self._record(tenant, upload_record_key(tenant, upload_id), upload)
         return upload
 
@@ -90,10 +74,11 @@ class Uploads:
             TooLarge: it is not stored.
         """
         upload_id = _new_id()
-        async with self._file(tenant) as path:
-            size_bytes, sha256 = await self._spool(chunks, path)
-            await self._store.put_stream(upload_audio_key(tenant, upload_id), _read(path), size_bytes)
-        kept = UploadedFile(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now())
+        async with self._bodies.received(tenant, chunks, self._settings.max_upload_bytes) as body:
+            await self._store.put_stream(
+                upload_audio_key(tenant, upload_id), self._bodies.pieces(body), body.size_bytes
+            )
+        kept = UploadedFile(id=upload_id, size_bytes=body.size_bytes, sha256=body.sha256, created_at=now())
         await self._record(tenant, upload_file_key(tenant, upload_id), kept)
         return kept
 
@@ -129,9 +114,9 @@ class Uploads:
                 raise TooLarge(
                     f"the upload has {stored.size_bytes} bytes; {self._settings.max_upload_bytes} are allowed"
                 )
-            async with self._file(tenant) as path:
-                size_bytes, sha256 = await self._spool(self._store.stream(stored.key), path)
-                upload = await self._checked(tenant, upload_id, path, size_bytes, sha256)
+            stream = self._store.stream(stored.key)
+            async with self._bodies.received(tenant, stream, self._settings.max_upload_bytes) as body:
+                upload = await self._checked(tenant, upload_id, body)
         except (TooLarge, InvalidAudio):
             await self._in_thread(tenant, self._store.delete_prefix, upload_prefix(tenant, upload_id))
             raise
@@ -165,34 +150,16 @@ class Uploads:
         if not await self._in_thread(tenant, self._store.delete_prefix, upload_prefix(tenant, upload_id)):
             raise NotFound(f"there is no upload {upload_id}")
 
-    @asynccontextmanager
-    async def _file(self, tenant: str) -> AsyncIterator[Path]:
-        """A path for an upload's bytes, which are gone afterwards."""
-        async with self._open.of(tenant):
-            with tempfile.TemporaryDirectory(prefix=PREFIX) as directory:
-                yield Path(directory) / "file"
-
     async def _in_thread(self, tenant: str, act: Callable[[*_Given], _T], *given: *_Given) -> _T:
         return await self._store_threads.run(tenant, partial(act, *given))
 
-    async def _spool(self, chunks: AsyncIterator[bytes], path: Path) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
-        async with await anyio.open_file(path, "wb") as file:
-            async for chunk in chunks:
-                size += len(chunk)
-                if size > self._settings.max_upload_bytes:
-                    raise TooLarge(f"it is longer than the {self._settings.max_upload_bytes} bytes allowed")
-                digest.update(chunk)
-                await file.write(chunk)
-        return size, digest.hexdigest()
-
-    async def _checked(self, tenant: str, upload_id: str, path: Path, size_bytes: int, sha256: str) -> Upload:
-        if size_bytes == 0:
+    async def _checked(self, tenant: str, upload_id: str, body: Body) -> Upload:
+        if body.size_bytes == 0:
             raise InvalidSpec("file: it is empty; send the bytes of the audio", field="file")
         info = await self._checks.run(
-            tenant, partial(prove_audio, path, max_duration_s=self._settings.max_upload_duration_s)
+            tenant, partial(prove_audio, body.path, max_duration_s=self._settings.max_upload_duration_s)
         )
-        return Upload(id=upload_id, size_bytes=size_bytes, sha256=sha256, created_at=now(), **dict(info))
+        return Upload(id=upload_id, size_bytes=body.size_bytes, sha256=body.sha256, created_at=now(), **dict(info))
 
     async def _record(self, tenant: str, key: str, upload: BaseModel) -> None:
         await self._in_thread(tenant, self._store.put, key, upload.model_dump_json().encode(), "application/json")
@@ -201,12 +168,6 @@ class Uploads:
 async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
     while chunk := await file.read(_CHUNK_BYTES):
         yield chunk
-
-
-async def _read(path: Path) -> AsyncIterator[bytes]:
-    async with await anyio.open_file(path, "rb") as file:
-        while chunk := await file.read(_CHUNK_BYTES):
-            yield chunk
 
 
 def _new_id(of: str | None = None) -> str:

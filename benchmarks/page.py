@@ -149,6 +149,7 @@ ROWS = (
     Row("Memory of the engine after that, more than before", "soak", "figures.grown_mib.engine", 1, "MiB"),
     Row("The same of the gateway", "soak", "figures.grown_mib.gateway", 1, "MiB"),
     Row("The same of the two slots together", "soak", "figures.grown_mib.slots", 1, "MiB"),
+    Row("Of that in the second half", "soak", "figures.grown_mib_in_the_second_half.slots", 1, "MiB"),
     Row("`make chaos`: jobs submitted while every process is killed at random", "chaos", "figures.counts.submitted"),
     Row("Of them lost", "chaos", "figures.counts.lost", 0, "", "0"),
     Row("Of them stuck", "chaos", "figures.counts.stuck", 0, "", "0"),

@@ -1,7 +1,8 @@
 """Thousands of songs through one `serinette up`: what they leave in memory, Redis and store.
 
 The bundled checkpoint generates songs of one to three seconds in every format, eight at a time; every fiftieth is
-canceled. Before and after them all is waited for that retention deletes: what has grown then, has leaked.
+canceled. Before and after them all is waited for that retention deletes: what has grown then, has leaked. Between
+them each process's memory is read after every 500 songs: a leak goes on, what merely fills ends.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,11 +25,11 @@ from tests.up import Up
 
 SONGS = 3_000
 WARM_UP = 300
+EVERY = 500
 TOGETHER = 8
 RETENTION_S = 60
 _SETTLED_S = 600.0
 _CALM = 20  # looks, a second apart
-_MIB = 1024**2
 _ROLES = {
     "api": "gateway",
     "controller": "controller",
@@ -44,26 +45,37 @@ def measure(songs: int = SONGS) -> Figures:
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         up = Up.start(Path(directory) / "data", environment={"SERINETTE_RETENTION_S": str(RETENTION_S)})
         try:
-            ended = _generate(up.url, range(WARM_UP))
+            _generate(up.url, range(WARM_UP))
             before, began_s = _settled(up), time.monotonic()
-            ended = _generate(up.url, range(WARM_UP, WARM_UP + songs))
-            wall_s, busy, after = time.monotonic() - began_s, _memory_mib(up), _settled(up)
+            ended: Counter[str] = Counter()
+            meanwhile: list[Figures] = []
+            for done in range(0, songs, EVERY):
+                numbers = range(WARM_UP + done, WARM_UP + min(done + EVERY, songs))
+                ended += _generate(up.url, numbers)
+                meanwhile.append({"songs": done + len(numbers), "memory_mib": _memory_mib(up)})
+            wall_s, after = time.monotonic() - began_s, _settled(up)
             up.end()
         finally:
             up.clean_up()
+    halfway = meanwhile[(len(meanwhile) - 1) // 2]["memory_mib"]
     return {
         "songs": songs,
         "ended": dict(ended),
         "lost": songs - ended["succeeded"] - ended["canceled"],
         "wall_s": round(wall_s, 1),
         "before": before,
-        "memory_mib_at_the_end": busy,
+        "meanwhile": meanwhile,
         "after": after,
         "grown_keys": after["keys"] - before["keys"],
         "grown_redis_bytes": after["redis_bytes"] - before["redis_bytes"],
         "grown_files": after["files"] - before["files"],
-        "grown_mib": {role: round(after["memory_mib"][role] - mib, 1) for role, mib in before["memory_mib"].items()},
+        "grown_mib": _growth(before["memory_mib"], after["memory_mib"]),
+        "grown_mib_in_the_second_half": _growth(halfway, after["memory_mib"]),
     }
+
+
+def _growth(before: Figures, after: Figures) -> Figures:
+    return {role: round(sum(after[role]) - sum(held), 1) for role, held in before.items()}
 
 
 def _generate(url: str, numbers: range) -> Counter[str]:
@@ -116,11 +128,12 @@ def _files(store: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(store))  # folders may go meanwhile
 
 
-def _memory_mib(up: Up) -> dict[str, float]:
-    """Memory that each kind of process has to itself, all of its kind together."""
-    held: Counter[str] = Counter()
+def _memory_mib(up: Up) -> dict[str, list[float]]:
+    """Anonymous memory of each process, by kind. Not pages of files: how many of those count depends on neighbors."""
+    held: defaultdict[str, list[float]] = defaultdict(list)
     for process in up.family():
         names = {Path(word).name for word in " ".join(process.cmdline()).split()}
         role = next((role for name, role in _ROLES.items() if name in names), "up")
-        held[role] += process.memory_full_info().uss
-    return {role: round(size / _MIB, 1) for role, size in sorted(held.items())}
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        held[role].append(round(int(status.partition("RssAnon:")[2].split()[0]) / 1024, 1))
+    return {role: held[role] for role in sorted(held)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +13,24 @@ from typing import Any
 
 from redis import Redis, RedisError
 
+from gpu_worker.settings import WorkerSettings
 from serinette import brake, counters
-from serinette.job import now
+from serinette.housekeeping import HousekeepingRedis
+from serinette.job import WaitingCode, now
 from serinette.jobs import Jobs, calls
 from serinette.names import Keys, host_of
-from serinette.presence import BEAT_S, Pace, Presence, WorkerStage, announce, record_pace, withdraw
+from serinette.presence import (
+    BEAT_S,
+    ENDED_TTL_S,
+    TROUBLES,
+    Pace,
+    Presence,
+    WorkerStage,
+    announce,
+    record_pace,
+    withdraw,
+)
+from serinette.settings import connect_redis
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +38,25 @@ log = logging.getLogger(__name__)
 _MOST_EVENTS = 1000
 # The controller looks at the cluster every few seconds: if it has not seen this pod after so many beats, it will not.
 _MOST_LOOKS = 60
+
+
+def report_ended(settings: WorkerSettings, trouble: WaitingCode) -> None:
+    """Leave behind why this worker ended, for those who wait for it: as one that drains, so that it counts as none."""
+    name = f"{socket.gethostname()}-ended"  # one of a machine's, however often it is started again
+    ended = Presence(
+        name=name,
+        pool=settings.pool,
+        stage=WorkerStage.DRAINING,
+        slots=0,
+        trouble=trouble,
+        message=f"ended, and waits for {TROUBLES[trouble]}",
+        started_at=now(),
+    )
+    redis = HousekeepingRedis(connection_pool=connect_redis(settings).connection_pool)
+    try:
+        announce(redis, settings.keys, ended, ENDED_TTL_S)
+    except RedisError as error:
+        log.warning("why this worker ends could not be reported: %s", error)
 
 
 class PresenceReporter:

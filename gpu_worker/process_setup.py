@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from serinette.errors import ConfigurationError
+from serinette.job import WaitingCode
 from serinette.own_directory import own_directory
 from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 
@@ -18,6 +20,15 @@ from serinette.supervisor import LONGEST_SOCKET_PATH_BYTES
 CONFIGURATION_EXIT_CODE = 78
 # sysexits.h: EX_SOFTWARE. The device is lost to this process, or a job is stuck in it; a new process may do better.
 CRASHED_EXIT_CODE = 70
+# sysexits.h: EX_IOERR. A disk is full.
+FULL_DISK_EXIT_CODE = 74
+# What keeps a worker from taking jobs, by how it or a process of its own ended; `restart` for all others.
+TROUBLES: Mapping[int | None, WaitingCode] = MappingProxyType(
+    {
+        CONFIGURATION_EXIT_CODE: WaitingCode.CONFIGURATION,
+        FULL_DISK_EXIT_CODE: WaitingCode.DISK,
+    }
+)
 
 # Libraries read these when the process starts, or never. What the operator sets himself goes before them.
 # MALLOC_*: by default glibc maps and unmaps every buffer of the decoder: two to three times the time on a CPU.
@@ -34,6 +45,13 @@ ENGINE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# What a slot starts with. By default glibc's thresholds follow the largest buffer (mallopt(3)), and of what a song's
+# encoder freed it keeps up to 64 MiB in each memory arena: up to 8 for each core, of which each song's thread may get
+# another one. A slot grew by 10 MiB for each. Fixed, it keeps 1 MiB, for 15 ms of the second that a song of 60 s takes.
+SLOT_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
+    {"MALLOC_MMAP_THRESHOLD_": str(1024**2), "MALLOC_TRIM_THRESHOLD_": str(1024**2)}
+)
+
 _PREFIX = "run-"
 _SOCKET = "engine.sock"
 
@@ -43,11 +61,23 @@ def engine_environment(work_dir: Path) -> dict[str, str]:
     mount the cache that they share: none compiles what another one has.
     """
     compiled = work_dir / "checkpoints" / "compiled"
-    return {
-        **ENGINE_ENVIRONMENT,
-        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-        "TRITON_CACHE_DIR": str(compiled / "triton"),
-    }
+    caches = {"TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"), "TRITON_CACHE_DIR": str(compiled / "triton")}
+    return unless_set({**ENGINE_ENVIRONMENT, **caches})
+
+
+def unless_set(environment: Mapping[str, str]) -> dict[str, str]:
+    """These variables, with the values that the operator gave some of them."""
+    return {name: os.environ.get(name, value) for name, value in environment.items()}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that this error ends, by the first of its causes that says one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return FULL_DISK_EXIT_CODE
+        cause = cause.__cause__
+    return CONFIGURATION_EXIT_CODE if isinstance(error, ConfigurationError) else CRASHED_EXIT_CODE
 
 
 @contextmanager
@@ -72,6 +102,8 @@ def private_run_dir(work_dir: Path) -> Iterator[Path]:
         yield directory
 
 
-def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy"]) -> Path:
-    """There while the slot of this name can claim jobs, or holds one: the supervisor sees it without asking."""
+def slot_file(run_dir: Path, slot: str, while_: Literal["up", "busy", "full"]) -> Path:
+    """There while the slot of this name can claim jobs, holds one, or claims none because the songs that wait for the
+    store are too many: the supervisor sees it without asking.
+    """
     return run_dir / f"{slot}.{while_}"

@@ -16,13 +16,21 @@ from types import FrameType
 
 from gpu_worker.metrics import Pod, WorkerMetrics
 from gpu_worker.presence_reporter import PresenceReporter
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, engine_environment, slot_file
+from gpu_worker.process_setup import (
+    CONFIGURATION_EXIT_CODE,
+    FULL_DISK_EXIT_CODE,
+    SLOT_ENVIRONMENT,
+    TROUBLES,
+    engine_environment,
+    slot_file,
+    unless_set,
+)
 from gpu_worker.service_watch import ServiceWatch
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, EngineLink, Hello, Vitals
 from serinette.checkpoints import Fetched, fetched_of
 from serinette.housekeeping import HousekeepingRedis
-from serinette.job import now
+from serinette.job import WaitingCode, now
 from serinette.presence import ColdStart, Presence, WorkerStage
 from serinette.settings import connect_redis
 from serinette.supervisor import POLL_S, Child, ChildSpec, Notice, Phase, Supervisor
@@ -49,7 +57,7 @@ class SlotChild(Child):
             ChildSpec(
                 f"slot {number}",
                 command,
-                environment,
+                {**unless_set(SLOT_ENVIRONMENT), **environment},
                 healthy_after_s=_SLOT_HEALTHY_AFTER_S,
                 stop_timeout_s=_STOP_TIMEOUT_S,
             )
@@ -72,6 +80,11 @@ class SlotChild(Child):
     def up(self) -> bool:
         """Whether it can claim jobs: it is registered, and in its loop."""
         return self.pid is not None and slot_file(self._run_dir, self.rq_name, "up").exists()
+
+    @property
+    def full(self) -> bool:
+        """Whether it claims no jobs, because too many songs wait for the store."""
+        return self.pid is not None and slot_file(self._run_dir, self.rq_name, "full").exists()
 
     def kill(self) -> None:
         """What it left in the run directory goes, too."""
@@ -188,12 +201,14 @@ class PodSupervisor:
         if child.restarts:
             self._deaths[notice.name.partition(" ")[0]] += 1
         log.log(logging.WARNING if child.restarts else logging.INFO, "%s %s", notice.name, notice.detail)
-        if child.exit_status == CONFIGURATION_EXIT_CODE:
-            self._reporter.load_failed(f"the {notice.name} refuses its configuration; see its log")
-            log.critical("%s refuses its configuration, and so does this worker: see above", notice.name)
-            self._exit_status = CONFIGURATION_EXIT_CODE
+        no_room = child is self._engine and child.exit_status == FULL_DISK_EXIT_CODE
+        if child.exit_status == CONFIGURATION_EXIT_CODE or no_room:
+            why = "has no room on its disk" if no_room else "refuses its configuration"
+            self._reporter.load_failed(f"the {notice.name} {why}; see its log")
+            log.critical("%s %s, and so this worker ends: see above", notice.name, why)
+            self._exit_status = FULL_DISK_EXIT_CODE if no_room else CONFIGURATION_EXIT_CODE
         elif child is self._engine and child.history.deaths and self._signals == 0:
-            self._reporter.load_failed(self._message())
+            self._reporter.load_failed(self._trouble()[1])
 
     def _drain(self, at_s: float) -> None:
         """Have the slots leave; the engine is kept, and restarted, as a job in hand may need it."""
@@ -209,6 +224,7 @@ class PodSupervisor:
 
     def _report(self, hello: Hello | None) -> None:
         stage = self._stage(hello)
+        trouble, message = self._trouble()
         fetched = self._fetched(hello)
         if self._presence.stage is WorkerStage.READY is not stage:
             self._loading_since = now()
@@ -225,7 +241,8 @@ class PodSupervisor:
                 "loading_since": self._loading_since,
                 "fetched_bytes": fetched.done_bytes,
                 "checkpoint_bytes": fetched.size_bytes,
-                "message": self._message(),
+                "trouble": trouble,
+                "message": message,
                 "cold_start": self._seen_of_start(hello),
             }
         )
@@ -259,12 +276,16 @@ class PodSupervisor:
     def _slots_up(self) -> bool:
         return any(slot.up for slot in self._slots)
 
-    def _message(self) -> str:
-        """Why no job can be claimed, if something ended that is needed for it."""
+    def _trouble(self) -> tuple[WaitingCode | None, str]:
+        """What keeps jobs from being claimed, and what ended that is needed for it; None and '' when nothing does."""
+        failing: Child = max(self._slots, key=lambda slot: slot.history.deaths)
         if self._engine.history.deaths:
-            return _ended_early(self._engine)
-        failing = max(self._slots, key=lambda slot: slot.history.deaths)
-        return _ended_early(failing) if failing.history.deaths and not self._slots_up else ""
+            failing = self._engine
+        elif all(slot.full for slot in self._slots):
+            return WaitingCode.STORE, "as many songs wait on its disk for the store as may"
+        elif self._slots_up or not failing.history.deaths:
+            return None, ""
+        return TROUBLES.get(failing.exit_status, WaitingCode.RESTART), _ended_early(failing)
 
 
 def parts_of_start(known: Mapping[str, float], hello: Hello | None, vitals: Vitals | None) -> dict[str, float]:

@@ -153,16 +153,6 @@ class Output(RecordModel):
     size_bytes: int
     sha256: str
 
-    @property
-    def etag(self) -> str:
-        """Changes with the bytes; an object is never overwritten under its key."""
-        return self.sha256
-
-    @property
-    def content_type(self) -> str:
-        """Always binary: the type of untrusted bytes is not guessed."""
-        return "application/octet-stream"
-
 
 class Run(RecordModel):
     """Result of a container, whether or not it succeeded."""

@@ -267,6 +267,11 @@ class WaitingCode(StrEnum):
     POD = "pod"  # none is up, and the cluster holds their pods back
     MODEL = "model"  # which loads
     RESTART = "restart"  # of a worker that failed
+    CONFIGURATION = "configuration"  # of a worker, which refuses it or its model
+    DISK = "disk"  # of a worker, which is full
+    STORE = "store"  # to which workers first have to bring songs that they keep
+    QUEUE = "queue"  # whose server takes no writes
+    SUSPENDED = "suspended"  # by an operator
     ENGINE = "engine"  # which generates for another job
     AHEAD = "ahead"  # jobs before it in its lane
     LANES = "lanes"  # jobs in the lanes above

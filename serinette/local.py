@@ -107,16 +107,11 @@ class Local:
         Unavailable: a process ended or was not ready in time.
     """
 
-    def __init__(
-        self,
-        options: LocalOptions,
-        report: Callable[[Notice], None],
-        echo: Callable[[str, str], None] | None = None,
-    ) -> None:
+    def __init__(self, options: LocalOptions, report: Callable[[Notice], None]) -> None:
         self._options = options
         self._data_dir = options.data_dir.absolute()
         self.log_dir = self._data_dir / "logs"
-        self._supervisor = Supervisor(report, echo)
+        self._supervisor = Supervisor(report)
         self._signals = 0
         self._previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self.url = ""

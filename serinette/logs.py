@@ -14,7 +14,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 
-from serinette.settings import SharedSettings, unknown_variables
+from serinette.names import unknown_variables
+from serinette.settings import SharedSettings
 
 # Fields of all log lines in this context: `job`, `attempt`, `trace_id`. Threads of a job are started in its context.
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))

@@ -1,12 +1,15 @@
-"""Names that processes must agree on: queues, Redis keys, object keys."""
+"""Names that processes must agree on: queues, Redis keys, object keys, variables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
+from importlib.resources import files
 
 
 class Lane(StrEnum):
@@ -269,3 +272,19 @@ def batch_errors_key(tenant: str, batch_id: str, round: int) -> str:
 def host_of(worker: str) -> str:
     """The host, and so the pod, of a worker, whose name is `{host}-{random}` with a new random part at each start."""
     return worker.rpartition("-")[0] or worker
+
+
+# What Kubernetes sets for a Service that is called as we are, `NAME=value`, and what our tests read.
+_OF_OTHERS = re.compile(r"\w+_SERVICE_(HOST|PORT)|\w+_PORT(_\d+_|=\w+://)|SERINETTE_TEST_")
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a setting of ours and is none of any process."""
+    known = files("serinette").joinpath("setting_names.txt").read_text().split()
+    found = []
+    for name in sorted(set(environment) - set(known)):
+        if not name.startswith("SERINETTE_") or _OF_OTHERS.match(f"{name}={environment[name]}"):
+            continue
+        meant = difflib.get_close_matches(name, known, 1, 0.8)
+        found.append(f"{name} is no setting, and has no effect" + (f"; did you mean {meant[0]}?" if meant else ""))
+    return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AwareDatetime, Field
 
-from serinette.job import now
+from serinette.job import WaitingCode, now
 from serinette.names import Keys
 from serinette.spec import RecordModel
 
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
 # Presence is renewed every 5 s; after four missed renewals the worker counts as gone.
 BEAT_S = 5.0
 PRESENCE_TTL_S = 20
+# What a worker that had to end leaves behind: until its supervisor has started it again, a minute later at most.
+ENDED_TTL_S = 90
+
+# What keeps a worker from taking jobs, in words for tenants: no path, no address. Its log has the rest.
+TROUBLES: Mapping[WaitingCode | str | None, str] = MappingProxyType(
+    {
+        WaitingCode.CONFIGURATION: "an operator: a worker refuses its configuration or model, and its log says why",
+        WaitingCode.DISK: "room on the disk of a worker, which is full",
+        WaitingCode.STORE: "the object store, to which workers first have to bring the songs that they keep",
+        WaitingCode.QUEUE: "the queue's server, which has no room, in memory or on its disk",
+    }
+)
 
 # Weight of the newest value in the moving average, which covers about the last ten.
 _PACE_WEIGHT = 0.2
@@ -77,6 +90,9 @@ class Presence(RecordModel):
     device: str = ""
     model: Model | None = None
     message: str = ""
+    trouble: Annotated[WaitingCode | str, Field(union_mode="left_to_right")] | None = Field(
+        None, description="What keeps it from taking jobs: one of TROUBLES or `restart`; null when nothing does."
+    )
     cold_start: ColdStart = ColdStart()
     started_at: AwareDatetime
     loading_since: AwareDatetime | None = Field(None, description="When it last began to load, if it was ready before.")
@@ -103,8 +119,18 @@ def from_redis_time(answer: tuple[int, int]) -> datetime:
     return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
 
-def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
-    """Report a worker's presence, valid for PRESENCE_TTL_S seconds. Its times, which are of this machine's clock, are
+def trouble_of(workers: Collection[Presence]) -> tuple[WaitingCode, str] | None:
+    """What keeps all of these workers from taking jobs, by the first of them: a code, and words. None: nothing does."""
+    if not workers or not all(worker.trouble for worker in workers):
+        return None
+    first = next(iter(workers))
+    if isinstance(first.trouble, WaitingCode) and first.trouble in TROUBLES:
+        return first.trouble, TROUBLES[first.trouble]
+    return WaitingCode.RESTART, f"the worker, which starts again: {first.message}"
+
+
+def announce(redis: Redis, keys: Keys, presence: Presence, ttl_s: int = PRESENCE_TTL_S) -> None:
+    """Report a worker's presence, valid for `ttl_s` seconds. Its times, which are of this machine's clock, are
     reported by Redis's.
 
     A draining worker is removed from the busy set even while it generates: otherwise KEDA would start a replacement.
@@ -112,8 +138,8 @@ def announce(redis: Redis, keys: Keys, presence: Presence) -> None:
     at = redis_time(redis)
     presence = presence.shifted(at - now())
     with redis.pipeline(transaction=True) as pipe:
-        pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=PRESENCE_TTL_S)
-        pipe.zadd(keys.workers, {presence.name: at.timestamp() + PRESENCE_TTL_S})
+        pipe.set(keys.worker(presence.name), presence.model_dump_json(), ex=ttl_s)
+        pipe.zadd(keys.workers, {presence.name: at.timestamp() + ttl_s})
         if presence.stage is WorkerStage.DRAINING:
             pipe.srem(keys.busy(presence.pool), presence.name)
         pipe.execute()

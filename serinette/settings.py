@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -243,9 +239,6 @@ class ContainerSettings(SharedSettings):
         return self.containers_tenants.get(tenant, self.containers_ceilings)
 
 
-# What Kubernetes sets for a Service that is called as we are, `NAME=value`, and what our tests read.
-_OF_OTHERS = re.compile(r"\w+_SERVICE_(HOST|PORT)|\w+_PORT(_\d+_|=\w+://)|SERINETTE_TEST_")
-
 Settings = TypeVar("Settings", bound=SharedSettings)
 
 
@@ -262,18 +255,6 @@ def read(settings: type[Settings], **given: object) -> Settings:
         raise ConfigurationError(message) from None  # not chained, because it may contain secrets
     except SettingsError as error:
         raise ConfigurationError(str(error)) from error
-
-
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a setting of ours and is none of any process."""
-    known = files("serinette").joinpath("setting_names.txt").read_text().split()
-    found = []
-    for name in sorted(set(environment) - set(known)):
-        if not name.startswith("SERINETTE_") or _OF_OTHERS.match(f"{name}={environment[name]}"):
-            continue
-        meant = difflib.get_close_matches(name, known, 1, 0.8)
-        found.append(f"{name} is no setting, and has no effect" + (f"; did you mean {meant[0]}?" if meant else ""))
-    return found
 
 
 def variable(name: str, field: FieldInfo) -> str:

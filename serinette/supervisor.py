@@ -111,17 +111,7 @@ class ChildLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._read_bytes = path.stat().st_size if path.exists() else 0
-        self._start_bytes = self._read_bytes
-
-    def new_lines(self) -> list[str]:
-        """Complete lines written since the last call."""
-        with self.path.open("rb") as file:
-            file.seek(self._read_bytes)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read_bytes += len(whole)
-        return whole.decode(errors="replace").splitlines()
+        self._start_bytes = path.stat().st_size if path.exists() else 0
 
     def last_lines(self) -> tuple[str, ...]:
         """The last lines of this run."""
@@ -235,10 +225,8 @@ class Notice:
 class Supervisor:
     """Supervises children, which are ended in the reverse order of their addition."""
 
-    def __init__(self, report: Callable[[Notice], None], echo: Callable[[str, str], None] | None = None) -> None:
-        """`report` receives notices; `echo`, if given, receives each child's name and each line that it writes."""
+    def __init__(self, report: Callable[[Notice], None]) -> None:
         self._report = report
-        self._echo = echo
         self._children: list[Child] = []
         self._waiting: list[Child] = []
 
@@ -265,7 +253,6 @@ class Supervisor:
                     raise _not_started(child, how)
                 self._notify(child, Phase.DIED, f"{how}; starts again in {child.history.pause_s:g} s")
             self._waiting = [child for child in self._waiting if child.pid and not self._is_ready(child)]
-            self._echo_lines()
             time.sleep(POLL_S)
 
     def tick(self) -> None:
@@ -284,13 +271,11 @@ class Supervisor:
                 case Action.KILL:
                     self._notify(child, Phase.LATE, f"was not ready within {child.spec.start_timeout_s:g} s")
                     child.signal(signal.SIGKILL)
-        self._echo_lines()
 
     def stop(self, in_a_hurry: Callable[[], bool] = lambda: False) -> None:
         """End all children, last added first, each within its `stop_timeout_s`, or at once if `in_a_hurry`."""
         for _, alike in groupby(reversed(self._children), key=lambda child: child.spec.command):
             self._stop_together(list(alike), in_a_hurry)
-        self._echo_lines()
         self._children.clear()
 
     def _stop_together(self, children: Sequence[Child], in_a_hurry: Callable[[], bool]) -> None:
@@ -303,7 +288,6 @@ class Supervisor:
         for child in children:
             deadline_s = began_s + child.spec.stop_timeout_s
             while child.running and time.monotonic() < deadline_s and not in_a_hurry():
-                self._echo_lines()
                 time.sleep(POLL_S / 4)
             if child.running and time.monotonic() >= deadline_s:
                 log.warning("%s did not end within %g s and is killed", child.spec.name, child.spec.stop_timeout_s)
@@ -324,12 +308,6 @@ class Supervisor:
         last_lines = child.output.last_lines() if child.output and phase is Phase.DIED else ()
         fetched = child.spec.fetched() if phase is Phase.WAITING else None
         self._report(Notice(child.spec.name, phase, detail, last_lines, fetched))
-
-    def _echo_lines(self) -> None:
-        if self._echo:
-            for child in self._children:
-                for line in child.output.new_lines() if child.output else ():
-                    self._echo(child.spec.name, line)
 
 
 def _not_started(child: Child, how: str) -> Unavailable:

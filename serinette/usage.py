@@ -11,7 +11,7 @@ from pydantic import Field, computed_field
 from serinette.spec import RecordModel
 
 _EPOCH = date(1970, 1, 1)
-# The same as in transitions.lua.
+# The same as in transitions/prelude.lua.
 DAYS_KEPT = 400
 
 

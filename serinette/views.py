@@ -35,7 +35,8 @@ class JobEvent(RecordModel):
         description="status, started, progress, log, attempt, cancel_requested, succeeded, failed, canceled"
     )
     data: dict[str, Any] = Field(
-        description="status: the job. progress: stage, step, steps, fraction. log: text. attempt: the attempt."
+        description="status: the job. progress: stage, step, steps, fraction. log: text, number of the attempt, and "
+        "start_bytes of its log before it. attempt: the attempt."
     )
 
 

@@ -11,11 +11,12 @@ Words of the prompt make it misbehave; the rest of the prompt is ignored.
     room for N        fail as a full device when more than N are generated together
     oom, nan, bug     fail as a full device, a broken model, a mistake of ours
 
-`SERINETTE_MODEL` makes loading misbehave: `slow SECONDS`, `unloadable`.
+`SERINETTE_MODEL` makes loading misbehave: `slow SECONDS`, `unloadable`, `roomless`.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -137,6 +138,8 @@ def load(settings: WorkerSettings) -> SineEngine:
     """Make the engine, as slowly as `SERINETTE_MODEL` says."""
     if settings.model == "unloadable":
         raise ConfigurationError("model unloadable: cannot be loaded, as asked")
+    if settings.model == "roomless":
+        raise ConfigurationError("model roomless: there is no room for it") from OSError(errno.ENOSPC, "no room")
     if slow := re.fullmatch(r"slow ([\d.]+)", settings.model):
         time.sleep(float(slow[1]))
     return SineEngine(settings.work_dir / "tokens")

@@ -12,7 +12,7 @@ from api.batches.validation import Check, Checked, Line, LineChecker
 from api.outages import no_disk, queue_errors
 from api.queue.admission import check_audio, check_lora_and_codes, check_webhook, pool_for, timeout_for
 from api.settings import GatewaySettings
-from api.turns import Threads, Turns
+from api.turns import Threads
 from serinette.batch import (
     LANE,
     PART_LINES,
@@ -53,12 +53,10 @@ _ADVICE = "try again, and send a batch with an Idempotency-Key to be sure of one
 class BatchThreads:
     """Threads for calls of BatchService, apart by what may hold them up; tenants take turns.
 
-    `bodies`: batches that are being sent, each of which may fill the disk with a whole file.
     `queue`: for calls that need Redis alone. `store`: the store too. `checks`: creating one, which reads up to 100,000
     lines and competes with the event loop for the interpreter.
     """
 
-    bodies: Turns = field(default_factory=lambda: Turns(32, 8, _BUSY, most_waiting=0))
     queue: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
     store: Threads = field(default_factory=lambda: Threads(8, 4, _BUSY))
     checks: Threads = field(default_factory=lambda: Threads(4, 1, _BUSY))

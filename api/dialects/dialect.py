@@ -21,10 +21,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
-from api.dependencies import RequestContext, caller_of, context_of, parts_of
+from api.dependencies import RequestContext, caller_of, context_of, idempotency_key_header, parts_of
 from api.dialects.fields import Conversion
 from api.downloads import FileRequest
-from api.forms import TEXT_BYTES, FormRequest
+from api.forms import FormRequest
 from api.lean_route import REFUSALS, LeanRoute, Refuse
 from api.problems import Responses, explained, headers_of, invalid, status_of
 from api.queue import Pool
@@ -125,10 +125,7 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
                 context = context_of(request)
                 form = FormRequest(request.scope, request.receive, context.parts.settings.max_body_bytes)
                 try:
-                    if TEXT_BYTES not in request.scope:
-                        return await handle(form)
-                    async with context.parts.uploads.in_memory.of(context.tenant):
-                        return await handle(form)
+                    return await handle(form)
                 except REFUSALS as error:
                     if (refusal := self.refuse(await explained(request.app, error))) is None:
                         raise
@@ -142,6 +139,11 @@ def refusing(refuse: Refuse) -> type[APIRoute]:
 def example(value: object) -> Responses:
     """An example of the answer, for the OpenAPI document."""
     return {200: {"content": {"application/json": {"example": value}}}}
+
+
+KeyHeader = Annotated[
+    str | None, idempotency_key_header("Ours: the same key with the same request is the same song, not another one.")
+]
 
 
 class JobAccess(RequestContext):

@@ -13,7 +13,7 @@ from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Stage, WaitingCode
 from serinette.names import Lane
 from serinette.pools import PoolFacts
-from serinette.presence import Holdup, Presence, WorkerStage
+from serinette.presence import TROUBLES, Holdup, Presence, WorkerStage, trouble_of
 
 # What is waited for: a code, and words.
 Waiting = tuple[WaitingCode, str]
@@ -25,8 +25,9 @@ _LEAST_FRACTION = 0.1
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Status of one pool. `ended` counts jobs that ended since Redis began, by outcome and error code;
-    `facts` is the pool's published configuration, `holdup` the controller's report of its pods, `at` when this was
-    read, by Redis's clock as all times of jobs and workers are.
+    `facts` is the pool's published configuration, `holdup` the controller's report of its pods, `queue_full` whether
+    Redis cannot write to its disk (asked while it knows no worker: none could report itself), `at` when this was read,
+    by Redis's clock as all times of jobs and workers are.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Pool:
     pace_s: float | None = None
     cold_start_s: float | None = None
     brake: tuple[str, ...] = ()
+    queue_full: bool = False
     holdup: Holdup | None = None
     facts: PoolFacts | None = None
     at: datetime | None = None
@@ -87,15 +89,30 @@ def waiting_for(job: Job, ahead: int | None, pool: Pool, at: datetime | None = N
         return None
     if pool.name == CONTAINERS_POOL:
         room = WaitingCode.ROOM, "room: containers begin in their order, as GPUs for them come free"
-        return _lane_ahead(job, ahead, pool) or room
-    if not pool.active:
-        return no_worker(pool)
-    return _lane_ahead(job, ahead, pool) or _worker_waits_for(job, ahead, pool, at)
+        return _suspended(pool) or _lane_ahead(job, ahead, pool) or room
+    return not_taken(pool) or _lane_ahead(job, ahead, pool) or _worker_waits_for(job, ahead, pool, at)
+
+
+def not_taken(pool: Pool) -> Waiting | None:
+    """What keeps all of a pool's jobs from being taken, whatever their order; None when nothing does."""
+    return _suspended(pool) or (trouble_of(pool.ready or pool.active) if pool.active else no_worker(pool))
+
+
+def _suspended(pool: Pool) -> Waiting | None:
+    words = "an operator, who has suspended the queue: no job begins until `rq resume`"
+    suspended = any(reason.startswith(f"{brake.Cause.SUSPENDED}: ") for reason in pool.brake)
+    return (WaitingCode.SUSPENDED, words) if suspended else None
 
 
 def no_worker(pool: Pool) -> Waiting:
-    """Why a pool has no worker: the brake, the cluster, or scaling from zero."""
+    """Why a pool has no worker: the queue's server, the brake, what ended its last one, the cluster, or scaling from
+    zero.
+    """
     none = f"a worker: none is up in pool {pool.name}"
+    if pool.queue_full:
+        return WaitingCode.QUEUE, TROUBLES[WaitingCode.QUEUE]
+    if ended := trouble_of([worker for worker in pool.workers if worker.trouble]):
+        return ended
     if pool.brake:
         return WaitingCode.BRAKE, f"{none}, and no more are started: {brake.describe(pool.brake)}"
     if pool.holdup and pool.holdup.words:
@@ -108,16 +125,15 @@ def no_worker(pool: Pool) -> Waiting:
 
 def coming(pool: Pool, at: datetime | None) -> Waiting:
     """How far the oldest starting worker is, by the pool's average cold start."""
+    if trouble := trouble_of(pool.active):
+        return trouble
     words = "the model, which is loading"
-    failing = [worker.message for worker in pool.active if worker.message]
-    if len(failing) == len(pool.active) and failing:
-        return WaitingCode.RESTART, f"the worker, which starts again: {failing[0]}"
     fetched = max((Fetched(worker.fetched_bytes, worker.checkpoint_bytes) for worker in pool.active), default=None)
     if fetched and fetched.done_bytes:
         words = f"{words} ({fetched})"
     if at is None or not pool.cold_start_s:
         return WaitingCode.MODEL, words
-    loading = [worker for worker in pool.active if not worker.message]
+    loading = [worker for worker in pool.active if not worker.trouble]
     since_s = max((at - (worker.loading_since or worker.started_at)).total_seconds() for worker in loading)
     if since_s > pool.cold_start_s:
         passed = f"for {since_s:.0f} s so far, where about {pool.cold_start_s:.0f} s are usual"

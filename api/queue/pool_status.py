@@ -10,12 +10,13 @@ from datetime import datetime
 from typing import Any
 
 from redis import asyncio as redis_asyncio
+from redis.exceptions import RedisError
 
 from api.outages import queue_errors
 from api.queue.explanations import Pool
 from serinette.brake import in_force
 from serinette.counters import JOBS_ENDED, SEPARATOR
-from serinette.jobs.script import text
+from serinette.jobs.script import NO_DISK, WRITES, text
 from serinette.names import Keys, Lane
 from serinette.pools import PoolFacts, of_name
 from serinette.presence import Holdup, Pace, Presence, from_redis_time
@@ -88,7 +89,13 @@ class PoolStatusReader:
                 pipe.smembers(self._keys.brake(name))
             pipe.hgetall(self._keys.holdups)
             pipe.hgetall(self._keys.counters)
-            *counts, holdups, counted = await pipe.execute()
+            if not workers:  # their reports may be what is refused
+                pipe.eval(WRITES, 0)
+            found = await pipe.execute(raise_on_error=False)
+        queue_full = not workers and NO_DISK in str(found.pop())
+        if failed := next((each for each in found if isinstance(each, RedisError)), None):
+            raise failed
+        *counts, holdups, counted = found
         size = len(counts) // len(names) if names else 0
         ended = _ended(counted)
         words = {text(pool): Holdup.model_validate_json(found) for pool, found in holdups.items()}
@@ -96,7 +103,7 @@ class PoolStatusReader:
             name: self._pool(name, counts[i * size : (i + 1) * size], workers, ended, words.get(name))
             for i, name in enumerate(names)
         }
-        pools = {name: replace(pool, at=at) for name, pool in pools.items()}
+        pools = {name: replace(pool, at=at, queue_full=queue_full) for name, pool in pools.items()}
         self._last = PoolStatuses(pools, workers, began_s)
 
     async def _workers(self) -> tuple[datetime, tuple[Presence, ...]]:

@@ -36,6 +36,7 @@ from serinette.errors import (
 )
 from serinette.job import Job, JobOptions, JobStatus
 from serinette.jobs import AsyncJobs, Submission, Submitted, calls
+from serinette.jobs.script import WRITES
 from serinette.names import record_key, song_prefix
 from serinette.presence import Presence
 from serinette.spec import GenerationSpec
@@ -52,8 +53,6 @@ _SLOW_STORE = partial(StoreUnavailable, "the store is slow to answer; try again"
 _SLOW_RESOLVER = partial(
     Unavailable, "webhook: too many hosts are being looked up at the moment; try again", field="webhook"
 )
-# A script that does nothing, but that Redis refuses when it would refuse a write.
-_WRITES = "#!lua\nreturn 1"
 
 
 class JobQueue(JobReader):
@@ -222,7 +221,7 @@ class JobQueue(JobReader):
     async def require_room(self) -> None:
         """Check that Redis answers, and takes writes. Raises QueueFull where it is out of memory or disk."""
         with queue_errors():
-            await self._jobs.redis.eval(_WRITES, 0)
+            await self._jobs.redis.eval(WRITES, 0)
 
     async def _pool_for(self, model: str | None) -> tuple[str, Sequence[Presence]]:
         workers = (await self._pool_status.read()).workers

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path as File
 from typing import Annotated, TypeVar
 
-import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 from starlette.responses import StreamingResponse
@@ -32,12 +30,13 @@ from api.v1 import examples
 from api.v1.answers import PARTS, BatchId
 from serinette.batch import MAX_LINES, PART_LINES, Batch, BatchLine, BatchOptions
 from serinette.batches.lines import JSONL
-from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, TooLarge, UnsupportedMediaType
+from serinette.errors import Gone, InvalidBatch, InvalidSpec, NotFinished, NotFound, UnsupportedMediaType
 from serinette.names import batch_errors_key, batch_output_key, tenant_of
 from serinette.spec import PlainNumber
 
 router = APIRouter(prefix="/v1", tags=["batches"])
 _T = TypeVar("_T")
+_ADVICE = "JSON Lines may be longer than JSON"
 
 _JSONL = {"application/jsonl", "application/x-ndjson", "application/ndjson", "application/x-jsonlines", "text/plain"}
 
@@ -126,13 +125,13 @@ async def submit_batch(
             "Content-Type: send JSON Lines as application/jsonl, or JSON as application/json", field="Content-Type"
         )
     options = None if is_json else _options(name, label or [], timeout_s, webhook)
-    tenant, threads, settings = context.tenant, context.parts.batch_threads, context.settings
-    async with threads.bodies.of(tenant):
-        with tempfile.TemporaryDirectory(prefix="serinette-batch-") as directory:
-            path = File(directory) / "body"
-            await _spool(request, path, settings.max_body_bytes if is_json else settings.max_batch_bytes)
-            read = partial(_create, context.parts.batches, tenant, path, options, idempotency_key)
-            batch, created = await threads.checks.run(tenant, read)
+    tenant, settings = context.tenant, context.settings
+    most_bytes = settings.max_body_bytes if is_json else settings.max_batch_bytes
+    async with context.parts.bodies.received(tenant, request.stream(), most_bytes, _ADVICE) as body:
+        if not body.size_bytes:
+            raise InvalidBatch("the body is empty; send a spec a line, or JSON with `specs`")
+        read = partial(_create, context.parts.batches, tenant, body.path, options, idempotency_key)
+        batch, created = await context.parts.batch_threads.checks.run(tenant, read)
     response.headers["Location"] = f"/v1/batches/{batch.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
@@ -154,18 +153,6 @@ def _options(name: str | None, labels: list[str], timeout_s: int | None, webhook
         raise InvalidSpec("label: must be name=value", field="label")
     given = {"name": name, "timeout_s": timeout_s, "webhook": webhook}
     return options_of({**given, "labels": {key: value for key, _, value in pairs}})
-
-
-async def _spool(request: Request, path: File, most: int) -> None:
-    size = 0
-    async with await anyio.open_file(path, "wb") as file:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
-                raise TooLarge(f"the batch is longer than the {most} bytes allowed; JSON Lines may be longer than JSON")
-            await file.write(chunk)
-    if not size:
-        raise InvalidBatch("the body is empty; send a spec a line, or JSON with `specs`")
 
 
 @router.get("/batches", summary="Batches, newest first")

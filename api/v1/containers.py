@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Request, Response
 from pydantic import ConfigDict
 
-from api.containers import LOG_POSITION, LogPosition
 from api.dependencies import ContextPart, containers_only, context_of
-from api.downloads import FileRequest
+from api.downloads import FileRequest, OtherFile
 from api.lean_route import LeanRoute
 from api.problems import Responses, problems
 from api.v1 import examples
 from api.v1.answers import PARTS, REDIRECT, JobId
 from api.v1.jobs import REFUSALS, SUBMITTED, KeyHeader, PreferHeader, submit_answer
-from serinette.container import ContainerSpec, Output
+from serinette.container import ContainerSpec
 from serinette.errors import NotFinished, NotFound
 from serinette.job import Job, JobOptions
 
@@ -73,42 +72,30 @@ async def get_job_output(
     )
 
 
-def _output_of(job: Job, name: str) -> Output:
+def _output_of(job: Job, name: str) -> OtherFile:
     if job.container is None:
         raise NotFound(f"job {job.id} is a song and has no outputs; fetch /v1/jobs/{job.id}/audio")
     if not job.status.ended:
         raise NotFinished(f"job {job.id} is {job.status}: its outputs are kept when it ends")
     outputs = job.run.outputs if job.run else ()
     for each in outputs:
-        if each.name == name:
-            return each
+        if each.name == name:  # untrusted bytes, whose type is not guessed
+            return OtherFile(each.key, each.size_bytes, each.sha256, "application/octet-stream")
     raise NotFound(f"job {job.id} left {len(outputs)} outputs, none of this name; they are in its run.outputs")
 
 
 _LOG: Responses = {
     **PARTS,
-    200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is how far that is."},
-    204: {"description": "Nothing was written behind `after`."},
-    206: {"description": "What was written behind `after`; or, once the job has ended, the bytes of the `Range`."},
+    200: {"content": {"text/plain": {}}, "description": "All of it so far; its ETag is attempt and bytes, `1-2048`."},
+    206: {"description": "Once the job has ended: the bytes asked for by `Range`."},
     **problems("gone"),
 }
 
 
 @router.get("/jobs/{job_id}/log", response_class=Response, summary="A container's log", responses=_LOG)
-async def get_job_log(
-    job_id: JobId,
-    request: Request,
-    context: ContextPart,
-    after: Annotated[
-        str | None,
-        Query(
-            pattern=LOG_POSITION,
-            description="ETag of an earlier response: return only what was logged since.",
-            examples=["1-2048"],
-        ),
-    ] = None,
-) -> Response:
-    """Plain text: what was logged so far while the container runs, all of it once it has ended. One log per attempt."""
+async def get_job_log(job_id: JobId, request: Request, context: ContextPart) -> Response:
+    """Plain text: what was logged so far while the container runs, all of it once it has ended. One log per attempt. To
+    follow it, take the `log` events of the job.
+    """
     job = await context.queue.get(context.tenant, job_id)
-    position = LogPosition.parse(after) if after else None
-    return await context.parts.logs.serve(job, FileRequest.of(request), position)
+    return await context.parts.logs.serve(job, FileRequest.of(request))

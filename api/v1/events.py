@@ -10,7 +10,7 @@ from typing import Annotated
 import anyio
 from fastapi import APIRouter, Header, Query, Request, WebSocket
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.websockets import WebSocketDisconnect
 
 from api.auth.keyring import CallerCheck
@@ -60,7 +60,7 @@ async def follow_job(
     if seen is not None and job.status.ended and (await events.last_ids(job_id))[0] in {after, "0-0"}:
         return Response(status_code=204)
     if request.method == "HEAD":
-        return Response(media_type="text/event-stream")
+        return StreamingResponse(iter(()), media_type="text/event-stream")  # its length is not known, and not 0
     response = EventSourceResponse(_sse(events, job, after, context.caller_check), ping=KEEPALIVE_S)
     return HeldResponse(response, events.streams.of(context.tenant))
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from api.dependencies import ContextPart
 from api.queue import Pool
-from api.queue.explanations import Waiting, coming, expected_s, no_more, no_worker
+from api.queue.explanations import Waiting, coming, expected_s, no_more, not_taken
 from api.settings import GatewaySettings
 from serinette.job import WaitingCode
 from serinette.presence import Model
@@ -93,7 +93,7 @@ def worker_pool_view(pool: Pool) -> WorkerPoolView:
     """A pool and its workers, as clients see them."""
     held = next((worker.model.name for worker in pool.workers if worker.model), None)
     waiting = sum(pool.waiting.values())
-    code, words = _waiting_for(pool, needed=waiting > 0) or (None, None)
+    code, words = _waiting_for(pool, waits=waiting > 0) or (None, None)
     return WorkerPoolView(
         name=pool.name,
         model=pool.facts.published if pool.facts else held,
@@ -108,10 +108,11 @@ def worker_pool_view(pool: Pool) -> WorkerPoolView:
     )
 
 
-def _waiting_for(pool: Pool, *, needed: bool) -> Waiting | None:
+def _waiting_for(pool: Pool, *, waits: bool) -> Waiting | None:
+    needed = waits or bool(pool.holdup and pool.holdup.pods)
+    if (needed or pool.active) and (held := not_taken(pool)):
+        return held
     if pool.ready:
-        stuck = needed and not pool.free_slots and no_more(pool)
+        stuck = waits and not pool.free_slots and no_more(pool)
         return (WaitingCode.SLOT, f"a free worker{no_more(pool)}") if stuck else None
-    if pool.active:
-        return coming(pool, pool.at)
-    return no_worker(pool) if needed or (pool.holdup and pool.holdup.pods) else None
+    return coming(pool, pool.at) if pool.active else None

@@ -229,7 +229,9 @@ class Containers:
             lines = cut(most), CUT
         if lines:
             text, last = lines
-            event = json.dumps({"text": text[-_EVENT_CHARACTERS:]})
+            shown = text[-_EVENT_CHARACTERS:]
+            start_bytes = size_bytes + len(text.encode()) - len(shown.encode())
+            event = json.dumps({"text": shown, "attempt": held.attempt.number, "start_bytes": start_bytes})
             append = ("APPEND", self._keys.log(job_id), text)
             report = ("XADD", self._keys.events(job_id), "MAXLEN", "~", _MOST_EVENTS, "*", "type", "log", "data", event)
             self._note(held, "log_at", last, append, report, before=after)

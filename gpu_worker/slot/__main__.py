@@ -12,7 +12,7 @@ import rq.defaults
 from redis.exceptions import ResponseError
 from rq.exceptions import StopRequested
 
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE, exit_code_of
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.slot.drain import Drain, connect_patiently
 from gpu_worker.slot.engine_client import EngineClient
@@ -70,6 +70,11 @@ def main() -> int:
     except ConfigurationError as error:
         sys.stderr.write(f"{error}\n")
         return CONFIGURATION_EXIT_CODE
+    except OSError as error:
+        if (status := exit_code_of(error)) == CRASHED_EXIT_CODE:
+            raise
+        log.error("%s", error)
+        return status
 
 
 if __name__ == "__main__":

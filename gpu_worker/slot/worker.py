@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -63,6 +64,7 @@ class SlotWorker(SimpleWorker):
         self._drain = drain
         self._busy_file = slot_file(settings.run_dir, name, "busy") if settings.run_dir else None
         self._up_file = slot_file(settings.run_dir, name, "up") if settings.run_dir else None
+        self._full_file = slot_file(settings.run_dir, name, "full") if settings.run_dir else None
         self._lanes = dict(zip(Lane, self.queues, strict=True))
         self._jobs = Jobs(connection, settings.redis_prefix)
         self._lease = Lease(name, settings.heartbeat_ttl_s, settings.heartbeat_ttl_s)
@@ -149,7 +151,9 @@ class SlotWorker(SimpleWorker):
         """The next job; None after a short wait if there is none."""
         self.spooled.send()
         self.heartbeat()
-        if self.spooled.full or not self._resources.engine.ready(_IDLE_S / 2):
+        full = self.spooled.full
+        _put(self._full_file, there=full)
+        if full or not self._resources.engine.ready(_IDLE_S / 2):
             self._pause(_IDLE_S / 2)
         elif self._suspended():
             self._pause(_IDLE_S)
@@ -211,7 +215,7 @@ class SlotWorker(SimpleWorker):
             how = ", alone, suspected of the end of an engine or worker" if held.suspect else ""
             log.info("job %s: attempt %d begins%s", held.job_id, held.attempt.number, how)
             self._drain.holding = True
-            self._report_busy(True)
+            _put(self._busy_file, there=True)
             held.heartbeat.start()
             parcel: Parcel | None = None
             try:
@@ -223,12 +227,7 @@ class SlotWorker(SimpleWorker):
                     held.heartbeat.stop()
                 self.held = None
                 self._drain.holding = bool(self.spooled.held)
-                self._report_busy(False)
-
-    def _report_busy(self, busy: bool) -> None:
-        if self._busy_file:
-            with suppress(OSError):  # of a full disk: a figure, no more
-                self._busy_file.touch() if busy else self._busy_file.unlink(missing_ok=True)
+                _put(self._busy_file, there=False)
 
     def _work_on(self, held: HeldJob) -> Parcel | None:
         """Generate the job's songs and conclude it; or the parcel in which it waits for the store."""
@@ -261,3 +260,9 @@ class SlotWorker(SimpleWorker):
             except (StoreUnavailable, NotFound, InvalidSpec, LookupError, TypeError, ValueError) as error:
                 log.warning("job %s ends without a record: %s", held.job_id, error)
         held.conclude(decision, record)
+
+
+def _put(file: Path | None, *, there: bool) -> None:
+    if file:
+        with suppress(OSError):  # of a full disk: a figure, no more
+            file.touch() if there else file.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ lines gone over in this round), `completed`, `failed`, `canceled`, `waiting_for`
 finalizing), `canceled_from` (once canceled: no line from this one on has a job), `restored` (Redis had lost it: parts
 of its round may be written), `webhook`, `deliveries`, `delivery:N` (as in a job's record).
 
-The transitions keep, in the step that changes a job (serinette/jobs/transitions.lua): the jobs that have not ended, by
+The transitions keep, in the step that changes a job (serinette/jobs/transitions/): the jobs that have not ended, by
 line; those that run; and the counts, which the controller sets once more, from the results, when the batch ends.
 """
 

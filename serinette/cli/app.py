@@ -18,6 +18,7 @@ from serinette.cli.mcp import mcp
 from serinette.cli.replay import replay
 from serinette.cli.terminal import EXIT_CLOSED_PIPE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, errors
 from serinette.errors import InvalidBatch, SerinetteError, Unavailable
+from serinette.names import unknown_variables
 
 app = typer.Typer(
     name="serinette",
@@ -78,7 +79,9 @@ def _options(
         bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of `serinette` itself."""
+    """Options of `serinette` itself; and what its environment holds in vain, whichever command may have read it."""
+    for sentence in unknown_variables(os.environ):
+        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
 
 
 @app.command()

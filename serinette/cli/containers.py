@@ -17,10 +17,9 @@ from serinette.cli.following import leaving
 from serinette.cli.options import AsJson, CancelOnInterrupt, connect, pair_of, within
 from serinette.cli.terminal import EXIT_INTERRUPTED, EXIT_NO_CODE, JobView, errors, output, print_submitted, program
 from serinette.client import Client
-from serinette.client.containers import LogReader
 from serinette.container import MAX_INPUTS, ContainerSpec, is_file_name
 from serinette.errors import RequestError, SerinetteError
-from serinette.job import Job, JobOptions, JobStatus
+from serinette.job import Job, JobOptions, JobStatus, Stage
 
 _SIZE, _FILES = "What it may take", "What goes in and out"
 
@@ -48,15 +47,10 @@ OutputDirectory = Annotated[
     Path | None,
     typer.Option("--output", "-o", file_okay=False, help="Where /outputs goes when it ends.", rich_help_panel=_FILES),
 ]
-Memory = Annotated[str | None, typer.Option("--memory", "-m", help="MiB, or as in 16g.", rich_help_panel=_SIZE)]
-Disk = Annotated[
-    str | None, typer.Option("--disk", help="Inputs, outputs and /tmp: MiB, or as in 16g.", rich_help_panel=_SIZE)
-]
 # Of ContainerSpec and JobOptions.
-_PANELS: option.Panels = {_SIZE: "gpus cpu retries pool writable_root", **option.JOB}
+_PANELS: option.Panels = {_SIZE: "gpus cpu memory_mib disk_mib retries pool writable_root", **option.JOB}
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Print the job's id, and do not wait.")]
 
-_OF_SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([mg]?)i?b?", re.IGNORECASE)
 # What the gateway has already: an upload, a song, all of a job or an upload.
 _KEPT = (
     ("upload", re.compile(r"upload-[0-9a-f]{32}")),
@@ -125,19 +119,8 @@ def spec_of(
     given = {name: value for name, value in params.items() if value not in (None, False, (), [])}
     for name, given_as in (("env", "--env"), ("secrets", "--secret"), ("labels", "--label")):
         given[name] = dict(pair_of(text, given_as) for text in params[name] or ())
-    given |= {name: mib_of(params[name], name) for name in ("memory_mib", "disk_mib") if params[name]}
     given |= {"inputs": inputs, "args" if params["as_args"] else "command": command}
     return option.built(ContainerSpec, given)
-
-
-def mib_of(text: str, option: str) -> int:
-    """A size in MiB: 512, 512m, 16g."""
-    match = _OF_SIZE.fullmatch(text.strip())
-    if match is None:
-        raise typer.BadParameter(
-            f"{text!r} is no size: say 512 or 512m for MiB, 16g for GiB", param_hint=f"--{option.partition('_')[0]}"
-        )
-    return round(float(match[1]) * (1024 if match[2].lower() == "g" else 1))
 
 
 def _wrong(message: str) -> typer.BadParameter:
@@ -145,6 +128,8 @@ def _wrong(message: str) -> typer.BadParameter:
 
 
 _POLL_S = 0.5
+# From the first of these on there is a log.
+_LOGGED = {Stage.COMPUTING, Stage.UPLOADING}
 
 
 @option.with_fields(_PANELS, ContainerSpec, JobOptions)
@@ -159,8 +144,6 @@ def run(
     env: Env = None,
     secrets: Secret = None,
     as_args: AsArgs = False,
-    memory_mib: Memory = None,
-    disk_mib: Disk = None,
     labels: option.Label = None,
     idempotency_key: option.IdempotencyKey = None,
     detach: Detach = False,
@@ -236,23 +219,18 @@ def _upload(client: Client, path: Path) -> str:
 
 
 def _follow(client: Client, job: Job, stream: IO[str]) -> Job:
-    reader = LogReader(job.id)
     # Without a moving line: that would stand between the lines of the log.
     with JobView(job.container.image if job.container else job.id, moving=False) as view:
         for seen in client.watch(job.id, poll_s=_POLL_S):
-            if seen.status is not JobStatus.QUEUED:
-                lines = client.perform(reader.call())
-                _print(lines, stream)
-            if seen.status.ended:
-                _print(reader.rest(), stream)
             view.show(seen)
-    return seen
-
-
-def _print(lines: Sequence[str], stream: IO[str]) -> None:
-    # As they are: colours are the container's own.
-    stream.writelines(f"{line}\n" for line in lines)
-    stream.flush()
+            if seen.status.ended or (seen.progress and seen.progress.stage in _LOGGED):
+                break
+        for line in client.containers.follow(job.id):
+            stream.write(f"{line}\n")  # as it is: colours are the container's own
+            stream.flush()
+        ended = client.get(job.id)
+        view.show(ended)
+    return ended
 
 
 def _print_end(job: Job, *, fetched: bool) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from serinette import __version__
@@ -185,7 +186,14 @@ def _words() -> Iterator[None]:
 
 def server_of(session: Session) -> MCPServer[Any]:
     """The server of one session."""
-    server = MCPServer("serinette", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING")
-    for tool in (session.order_song, session.follow_song, session.fetch_song, session.cancel_song):
-        server.tool()(tool)
-    return server
+    calls = (session.order_song, session.follow_song, session.fetch_song, session.cancel_song)
+    tools = [_strict(Tool.from_function(call)) for call in calls]
+    return MCPServer("serinette", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING", tools=tools)
+
+
+def _strict(tool: Tool) -> Tool:
+    """The tool without the SDK's leave to ignore arguments that it does not know, such as a misspelled one."""
+    model = tool.fn_metadata.arg_model
+    model.model_config["extra"] = "forbid"
+    model.model_rebuild(force=True)
+    return tool.model_copy(update={"parameters": model.model_json_schema()})

@@ -182,7 +182,7 @@ _FLAGS = {
     "gpu_seconds_per_day": "--gpu-seconds",
 }
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
-_UNIT = re.compile("_(s|kbps|lufs)$")
+_UNIT = re.compile("_(s|kbps|lufs|mib)$")
 # Where the field's own description is not of the command line.
 _HELP = {
     "lyrics": "Lyrics to be sung, or @FILE. None: instrumental.",
@@ -194,6 +194,8 @@ _HELP = {
     "rewrite": "A planner writes prompt and lyrics anew, as the tasks.",
     "seed": "The same seed gives the same song.",
     "timeout_s": "Longest run, in seconds.",
+    "memory_mib": "In MiB.",
+    "disk_mib": "In MiB, of inputs, outputs and /tmp together.",
 }
 
 

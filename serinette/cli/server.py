@@ -72,7 +72,6 @@ AllowAnyone = Annotated[
         "--allow-anyone", envvar="SERINETTE_ALLOW_ANYONE", help="Listen beyond this machine without asking for keys."
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes write.")]
 
 
 def require_server(what: str, *packages: str) -> None:
@@ -97,7 +96,6 @@ def up(
     drain_timeout_s: DrainTimeout = 10.0,
     auth: Auth = False,
     allow_anyone: AllowAnyone = False,
-    verbose: Verbose = False,
 ) -> None:
     """Run everything on this machine: queue, gateway and workers. Ctrl-C ends it all."""
     require_server("`serinette up`")
@@ -110,7 +108,7 @@ def up(
     options = _options(data_dir, model, device, workers, redis_url, drain_timeout_s)
     options = replace(options, host=host, port=port, gateway=gateway)
     try:
-        with _running(options, verbose=verbose) as local:
+        with _running(options) as local:
             errors.print(f"[bold]Listening on {local.url}[/]", soft_wrap=True)
             server = "" if local.url == DEFAULT_URL else f" --server {local.url}"
             errors.print(f"  a song:  {program()} submit '{_PROMPT}' -d 15 -o song.mp3{server}", soft_wrap=True)
@@ -130,7 +128,6 @@ def worker(
     device: Device = None,
     workers: Workers = None,
     drain_timeout_s: DrainTimeout = 600.0,
-    verbose: Verbose = False,
 ) -> None:
     """Run workers for the queue of another machine. Ctrl-C finishes the songs they generate, and ends them.
 
@@ -139,7 +136,7 @@ def worker(
     require_server("`serinette worker`", "gpu_worker")
     options = _options(data_dir, model, device, workers, redis_url, drain_timeout_s)
     try:
-        with _running(replace(options, workers_only=True), verbose=verbose) as local:
+        with _running(replace(options, workers_only=True)) as local:
             count = len(options.devices)
             errors.print(f"[bold]{count} {'worker waits' if count == 1 else 'workers wait'} for jobs[/]")
             _keep(local)
@@ -156,11 +153,8 @@ def _options(
     drain_timeout_s: float,
 ) -> LocalOptions:
     from serinette.local import LocalOptions, count_gpus, worker_devices  # noqa: PLC0415  # as heavy as a server
-    from serinette.settings import unknown_variables  # noqa: PLC0415  # as above
 
     errors.print(f"Serinette {__version__}")
-    for sentence in unknown_variables(os.environ):
-        errors.print(f"[yellow]{escape(sentence)}[/]", soft_wrap=True)
     return LocalOptions(
         data_dir,
         drain_timeout_s=drain_timeout_s,
@@ -180,7 +174,6 @@ def demo(
     output_path: Annotated[Path, typer.Option("--output", "-o", help="Where to write the song.")] = Path("demo.mp3"),
     data_dir: DataDir = Path("serinette-data"),
     port: Port = 8019,
-    verbose: Verbose = False,
 ) -> None:
     """Start everything, generate one song of 15 s on the bundled checkpoint, and end everything."""
     require_server("`serinette demo`")
@@ -196,7 +189,7 @@ def demo(
         needs_worker=True,
     )
     started_s = time.monotonic()
-    with _running(options, verbose=verbose) as local:
+    with _running(options) as local:
         start_s = time.monotonic() - started_s
         with Client(local.url) as client:
             job = follow(client, client.submit(_DEMO), local.tick)
@@ -225,13 +218,13 @@ def _print_demo(result: Result, path: Path, start_s: float, total_s: float) -> N
 
 
 @contextmanager
-def _running(options: LocalOptions, *, verbose: bool) -> Iterator[Local]:
+def _running(options: LocalOptions) -> Iterator[Local]:
     """Everything up and ready, and ended in order afterwards."""
     from serinette.local import Local  # noqa: PLC0415  # as heavy as a server, which the other commands are not
 
     view = ProcessView()
     try:
-        with Local(options, view.show, view.echo if verbose else None) as local:
+        with Local(options, view.show) as local:
             local.wait_ready()
             view.close()
             yield local

@@ -259,10 +259,6 @@ class ProcessView:
         for line in _lines(notice):
             errors.print(line, soft_wrap=True)
 
-    def echo(self, name: str, line: str) -> None:
-        """Show a line that a process wrote."""
-        errors.print(f"[dim]{name:>11} |[/] {escape(line)}", soft_wrap=True)
-
     def close(self) -> None:
         """Take the moving line away."""
         self._waiting.clear()

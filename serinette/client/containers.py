@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import quote
 
 from serinette.client.calls import Call, JobOptionFields, job_path, nothing, ordered, uploaded
@@ -87,28 +87,26 @@ class AsyncContainers:
         Raises:
             NotFound: there is no such job, or it is a song.
         """
-        reader = LogReader(job_id)
+        log = GrowingLog(job_id)
         async for event in self._client.events(job_id):
-            if event.type in LOG_EVENTS:
-                for line in await self._client.perform(reader.call()):
-                    yield line
-        for line in reader.rest():
+            lines = log.part(event.data) if event.type == "log" else None
+            if lines is None and event.type in LOG_EVENTS:
+                lines = await self._client.perform(log.whole())
+            for line in lines or ():
+                yield line
+        for line in log.rest():
             yield line
 
-    async def outputs(self, job: Job | str) -> tuple[Output, ...]:
-        """What it left below /outputs; nothing until it has ended."""
-        job = job if isinstance(job, Job) else await self._client.get(job)
-        return job.run.outputs if job.run else ()
-
     async def download(self, job: Job | str, directory: str | PathLike[str]) -> tuple[Path, ...]:
-        """Write all outputs below a directory, each whole and with its SHA-256 compared; their paths.
+        """Write all outputs (the job's `run.outputs`; none until it has ended) below a directory, each whole and with
+        its SHA-256 compared; their paths.
 
         Raises:
             Gone: they were erased.
             SerinetteError: one has a name that leads elsewhere.
         """
         job = job if isinstance(job, Job) else await self._client.get(job)
-        files = [(output, place_of(Path(directory), output)) for output in await self.outputs(job)]
+        files = [(output, place_of(Path(directory), output)) for output in (job.run.outputs if job.run else ())]
         created(directory)
         for output, path in files:
             created(path.parent)
@@ -128,23 +126,28 @@ def place_of(directory: Path, output: Output) -> Path:
     return directory / output.name
 
 
-class LogReader:
-    """Reads a log piece by piece: `call` asks for the lines that were not seen yet. Not for use from two threads."""
+class GrowingLog:
+    """The lines of a log as it grows: by its events, and by the whole of it where an event was missed. Each attempt has
+    a log of its own. Not for use from two threads.
+    """
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
-        self._place = ""  # ETag of the last answer: {number of the attempt}-{bytes}
-        self._etag = ""
+        self._attempt, self._read_bytes = 0, 0  # how far it was read
+        self._etag = ""  # of the whole: {number of the attempt}-{bytes}
         self._rest = b""  # of a line that was not whole
 
-    def call(self) -> Call[tuple[str, ...]]:
-        """GET /v1/jobs/{id}/log behind the last answer. An attempt has a log of its own, which is read from its
-        start.
-        """
-        query = {"after": self._place} if self._place else {}
-        return Call(
-            "GET", f"{job_path(self._job_id)}/log", self._read, query=query, on_headers=self._on_headers, hold_s=30
-        )
+    def part(self, data: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """The new lines of a `log` event; None if it does not follow what was read: something before it was missed."""
+        attempt, start_bytes = data.get("attempt", -1), data.get("start_bytes", 0)
+        read_bytes = self._read_bytes if attempt == self._attempt else 0
+        if attempt < self._attempt or start_bytes > read_bytes:
+            return None
+        return self._add(attempt, start_bytes, data["text"].encode())
+
+    def whole(self) -> Call[tuple[str, ...]]:
+        """GET /v1/jobs/{id}/log, and of it the new lines."""
+        return Call("GET", f"{job_path(self._job_id)}/log", self._read, on_headers=self._on_headers, hold_s=30)
 
     def rest(self) -> tuple[str, ...]:
         """What is left when the job has ended: a last line without an end."""
@@ -155,12 +158,16 @@ class LogReader:
         self._etag = headers.get("ETag", "").strip('"')
 
     def _read(self, raw: bytes) -> tuple[str, ...]:
-        lines: list[str] = []
-        if self._etag.partition("-")[0] != self._place.partition("-")[0]:
-            lines += self.rest()
-        self._place = self._etag
-        *whole, self._rest = (self._rest + raw).split(b"\n")
-        return (*lines, *map(_text, whole))
+        return self._add(int(self._etag.partition("-")[0]), 0, raw)
+
+    def _add(self, attempt: int, start_bytes: int, data: bytes) -> tuple[str, ...]:
+        before: tuple[str, ...] = ()
+        if attempt != self._attempt:
+            before, self._attempt, self._read_bytes = self.rest(), attempt, 0
+        fresh = data[max(self._read_bytes - start_bytes, 0) :]
+        self._read_bytes = max(self._read_bytes, start_bytes + len(data))
+        *lines, self._rest = (self._rest + fresh).split(b"\n")
+        return (*before, *map(_text, lines))
 
 
 def _text(raw: bytes) -> str:

@@ -128,5 +128,4 @@ class Containers:
     upload = _waiting(AsyncContainers.upload)
     log = _waiting(AsyncContainers.log)
     follow = _iterating(AsyncContainers.follow)
-    outputs = _waiting(AsyncContainers.outputs)
     download = _waiting(AsyncContainers.download)

@@ -83,9 +83,6 @@ def _state(seen: ClusterSeen, scaled_object: Object, name: str) -> Iterator[Find
             f"take the annotation away: kubectl -n {seen.place.namespace} annotate scaledobject {name} {paused[0]}-"
         )
         yield warning("scaling", name, f"paused by {', '.join(paused)}", remedy)
-    if scaled_object["spec"].get("fallback", {}).get("replicas") == 0:
-        remedy = "take spec.fallback away: without one a failing trigger freezes the pool, and with it ends it"
-        yield bad("scaling", name, "falls back to 0 replicas when Redis cannot be asked", remedy)
     ready, log = conditions_of(scaled_object).get("Ready") or {}, _log(seen, metrics=False)
     message = f"KEDA says: {ready.get('reason', '')} {ready.get('message', '')}".strip()
     remedy = f"{log}: a wrong password, TLS or a NetworkPolicy keeps it from Redis"

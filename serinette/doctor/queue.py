@@ -15,7 +15,7 @@ from redis.connection import parse_url
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from serinette.doctor.findings import Finding, answered, bad, first_of, ok, unknown, version_of, warning
+from serinette.doctor.findings import Case, Finding, answered, bad, first_of, ok, unknown, version_of, warning
 from serinette.names import Keys
 from serinette.settings import SharedSettings, connect_redis
 
@@ -155,41 +155,32 @@ def judge_info(info: Mapping[str, Any]) -> Iterator[Finding]:
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version", info.get("redis_version", "?")))
     old = name == "Redis" and version_of(version) < _LEAST_VERSION
-    needed = "7.2 or later is needed, or any Valkey"
-    yield first_of("queue", "version", (old, bad, f"Redis {version}", needed), otherwise=f"{name} {version}")
     primary = f"name the primary, {info.get('master_host', '?')}:{info.get('master_port', '?')}"
     several = "a job's keys would lie on several servers of it: use one primary"
-    yield first_of(
-        "queue",
-        "role",
-        (info.get("cluster_enabled"), bad, "this is a Redis Cluster", several),
-        (info.get("role") != "master", bad, "this is a replica, which takes no writes", primary),
-        otherwise="a primary, by itself",
-    )
-    policy, most, used = info.get("maxmemory_policy"), info.get("maxmemory") or 0, info.get("used_memory") or 0
-    evicts, words = policy != "noeviction", f"maxmemory-policy is {policy}"
+    evicts, policy = info.get("maxmemory_policy") != "noeviction", f"maxmemory-policy is {info.get('maxmemory_policy')}"
     keep = "CONFIG SET maxmemory-policy noeviction, and in its configuration; else full memory erases jobs in silence"
-    yield first_of(
-        "queue",
-        "eviction",
-        (evicts and most, bad, words, keep),
-        (evicts, warning, f"{words}, harmless while there is no maxmemory", keep),
-        otherwise=words,
-    )
-    failed = "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status"))
     append = "CONFIG SET appendonly yes, and in its configuration: without it a restart loses accepted jobs"
-    yield first_of(
-        "queue",
-        "append-only file",
-        (not info.get("aof_enabled"), warning, "appendonly is no", append),
-        (failed, bad, "its last write failed", "give Redis's disk room; see its log"),
-        otherwise="kept, and written without error",
-    )
-    share = used / most if most else 0.0
-    more = "raise maxmemory (chart: valkey.maxmemory and its resources): at the bound new jobs are refused"
-    bound = f" of {most / 2**20:.0f}" if most else ", no bound"
-    full = (share > 0.9, bad, f"{share:.0%} of maxmemory is used", more)
-    yield first_of("queue", "memory", full, otherwise=f"{used / 2**20:.0f} MiB used{bound}")
+    failed = "err" in (info.get("aof_last_write_status"), info.get("aof_last_bgrewrite_status"))
+    checks: dict[str, tuple[str, *tuple[Case, ...]]] = {
+        "version": (f"{name} {version}", (old, bad, f"Redis {version}", "7.2 or later is needed, or any Valkey")),
+        "role": (
+            "a primary, by itself",
+            (info.get("cluster_enabled"), bad, "this is a Redis Cluster", several),
+            (info.get("role") != "master", bad, "this is a replica, which takes no writes", primary),
+        ),
+        "eviction": (
+            policy,
+            (evicts and info.get("maxmemory"), bad, policy, keep),
+            (evicts, warning, f"{policy}, harmless while there is no maxmemory", keep),
+        ),
+        "append-only file": (
+            "kept, and written without error",
+            (not info.get("aof_enabled"), warning, "appendonly is no", append),
+            (failed, bad, "its last write failed", "give Redis's disk room; see its log"),
+        ),
+    }
+    for check, (well, *cases) in checks.items():
+        yield first_of("queue", check, *cases, otherwise=well)
 
 
 def _synced(redis: Redis, durability: str) -> Finding:

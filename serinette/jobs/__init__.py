@@ -1,4 +1,4 @@
-"""The life cycle of a job. Its state changes only by the transitions in transitions.lua.
+"""The life cycle of a job. Its state changes only by the transitions in transitions/.
 
 `calls` types them, `script` runs them, `entry` reads a job's record, `submission` builds a new one, `finishing` ends a
 job as the store decides. RQ's hash, lists, registries and workers agree with every state (docs/decisions/0001).

@@ -1,4 +1,4 @@
-"""Typed calls of the transitions in transitions.lua: arguments and parsed answers. No I/O."""
+"""Typed calls of the transitions in transitions/: arguments and parsed answers. No I/O."""
 
 from __future__ import annotations
 

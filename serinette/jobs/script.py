@@ -1,4 +1,4 @@
-"""Runs transitions.lua by EVALSHA, one round trip per call.
+"""Runs the transitions (transitions/*.lua, joined into one script) by EVALSHA, one round trip per call.
 
 When the server does not know the script, it is loaded and the same commands are sent again. Scripts sent by EVAL are
 evicted after some hundred others; and inside MULTI an unknown script would not stop the commands around it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,19 @@ Reply: TypeAlias = Any  # as redis-py returns it: bytes, text, numbers and lists
 # all others pass, to end jobs. What only reads passes on a server that cannot write to its disk, too.
 _FLAGS = {"submit": "", "enter_batch": "", "look": " flags=no-writes"}
 _OTHERS = " flags=allow-oom"
-_BODY = (Path(__file__).parent / "transitions.lua").read_text()
-_TEXTS = {flags: f"#!lua{flags}\n{_BODY}" for flags in {*_FLAGS.values(), _OTHERS}}
+# Joined in this order, about that of a job's life: a file uses what those before it define. Together they may have 200
+# local variables at the top level (Lua's limit).
+_FILES = ("prelude", "queueing", "attempts", "claiming", "leases", "ending", "retention", "dispatch")
+_BODIES = {name: (Path(__file__).parent / "transitions" / f"{name}.lua").read_text() for name in _FILES}
+_TEXTS = {flags: f"#!lua{flags}\n{''.join(_BODIES.values())}" for flags in {*_FLAGS.values(), _OTHERS}}
 _SHAS = {flags: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for flags, text in _TEXTS.items()}
 
 
 # Callers that share a round trip: each of them waits for all of it. More than the fewest go in two halves, so that this
 # process works on one while the server works on the other.
 _FEWEST_TOGETHER, _MOST_TOGETHER = 4, 64
+# A script that does nothing, but that a server refuses when it would refuse a write.
+WRITES = "#!lua\nreturn 1"
 # A server's word in a refusal while it cannot write to its disk.
 NO_DISK = "MISCONF"
 # A server that starts again and again, as on a full disk, may forget the scripts as often in between.
@@ -229,5 +235,18 @@ def _is_of_one_caller(error: BaseException) -> bool:
 
 def _answer(call: Call[Answer], found: Reply) -> Answer:
     if isinstance(found, RedisError):
-        raise found
+        raise _with_file(found)
     return call.parse(found)
+
+
+def _with_file(error: RedisError) -> RedisError:
+    """An error of the joined script with file and line of where it arose."""
+    words = str(error)
+    if not (found := re.search(r"user_script:(\d+)", words)):
+        return error
+    line = int(found[1]) - 1  # the flags' line is the first
+    for name, body in _BODIES.items():
+        if line <= (lines := body.count("\n")):
+            return type(error)(words.replace(found[0], f"transitions/{name}.lua:{line}"))
+        line -= lines
+    return error

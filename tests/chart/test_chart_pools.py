@@ -109,7 +109,11 @@ def test_memory_is_planned_by_the_engine_unless_it_is_set(render: Render) -> Non
     assert env["SERINETTE_CPU_OFFLOAD"] == "true"
 
 
-def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(render: Render) -> None:
+def test_what_one_pod_compiled_lies_in_the_volume_that_the_next_one_mounts(
+    render: Render, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it in a process that compiled
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     worker = find(render(), "Deployment", "-worker-default")
     environment = engine_environment(Path(worker.env["SERINETTE_WORK_DIR"]))
     caches = {name: place for name, place in environment.items() if "CACHE" in name}

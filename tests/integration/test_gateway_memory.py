@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.gateways import RunningGateway, gateway
+from tests.processes import eventually
 
 MIB = 2**20
 TOGETHER = 8
@@ -85,12 +86,43 @@ def test_eight_of_the_worst_at_once(running: RunningGateway, kind: str) -> None:
     assert highest < MOST_BYTES, f"{highest / MIB:.0f} MiB"
 
 
-def test_slow_bodies_hold_nothing_but_their_connections(running: RunningGateway) -> None:
+@pytest.mark.parametrize("path", ["/v1/uploads", "/v1/jobs", "/v1/batches", "/generate_music_with_audio_json"])
+def test_slow_bodies_hold_nothing_but_their_connections(running: RunningGateway, path: str) -> None:
     before = psutil.Process(running.process.pid).memory_info().rss
     with ExitStack() as stack:
         for _ in range(200):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", running.port), timeout=30))
-            head = b"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n"
-            connection.sendall(head + b"x" * 1_000)
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 1000000\r\n\r\n".encode() + b"[" * 100_000)
         assert httpx.get(f"{running.url}/healthz", timeout=30).status_code == 200
         assert psutil.Process(running.process.pid).memory_info().rss - before < 100 * MIB
+    scratch = running.log.parent / "tmp"
+    assert eventually(lambda: not [*scratch.glob("serinette-api-*/serinette-body-*")]), "what broke off is gone"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers"),
+    [
+        ("/v1/uploads", b"x", {}),
+        ("/v1/batches", b'{"specs": [{"prompt": "x"}]}', JSON),
+        ("/v1/jobs", b'{"prompt": "' + b"x" * 70_000 + b'"}', JSON),
+        ("/release_task", PART.replace(b'"f"', b'"src_audio"; filename="a.wav"') + b"--x--\r\n", BOUNDARY),
+    ],
+)
+def test_no_file_is_left_to_open(running: RunningGateway, path: str, content: bytes, headers: dict[str, str]) -> None:
+    process = psutil.Process(running.process.pid)
+    before = process.rlimit(psutil.RLIMIT_NOFILE)
+    with (
+        httpx.Client(base_url=running.url, timeout=30) as http,
+        httpx.Client(base_url=running.url, timeout=30) as other,
+    ):
+        assert {each.get("/v1/queue").status_code for each in (http, other)} == {200}  # their connections stay
+        process.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))  # those below are open
+        try:
+            full = http.post(path, content=content, headers=headers)
+            assert other.get("/v1/queue").status_code == 200
+        finally:
+            process.rlimit(psutil.RLIMIT_NOFILE, before)
+        assert (full.status_code, full.headers.get("Retry-After")) == (503, "2"), full.text
+        assert "as many files and connections open as its machine allows" in full.text
+        assert http.post(path, content=content, headers=headers).status_code != 503

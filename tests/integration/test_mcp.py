@@ -133,6 +133,8 @@ async def test_an_mcp_client_has_its_own_jobs_and_a_bound(fast: Stack, client: C
         for name, more in {"cancel_song": {}, "follow_song": {}, "fetch_song": {"file_name": "a.mp3"}}.items():
             assert "was not ordered in this session" in await tool.refused(name, job_id=others.id, **more)
         assert "prompt: " in await tool.refused("order_song", prompt="x" * 10_000, variations=3)
+        misspelled = await tool.refused("order_song", prompt="a waltz", duration=3)
+        assert ("Extra inputs are not permitted" in misspelled, "duration" in misspelled) == (True, True)
         job = await tool("order_song", prompt="until never", duration_s=3, variations=2)
         assert "1 are left" in await tool.refused("order_song", prompt="a waltz", variations=2)
         assert (await tool("follow_song", job_id=job["job_id"], wait_s=0))["status"] in {"queued", "running"}

@@ -288,7 +288,8 @@ def test_a_model_that_is_not_there_shows_why_and_leaves_the_others_up(directory:
         assert re.search(r"worker +ended with status 78 before it was ready; starts again in", lacking.output)
         with Client(lacking.url) as client:
             job = client.submit(SHORT)
-            assert client.get(job.id).waiting_for
+            assert eventually(lambda: client.get(job.id).waiting_code == "configuration", 60)
+            assert "nowhere" not in (client.get(job.id).waiting_for or ""), "a path is its operator's"
         doctor = run_cli("doctor", "--data-dir", str(lacking.data_dir))
         assert (doctor.returncode, doctor.stdout.count("✗")) == (1, 2), doctor.stdout
         assert re.search(

@@ -23,8 +23,8 @@ from tests.pod import Pod, pod
 from tests.processes import eventually
 
 ROOT = Path(__file__).parents[2]
-# The commit of main that brought one record per job: what is older is drained first (docs/operator.md), and never runs
-# beside it. To go once a release is tagged.
+# The commit of main that brought one record per job, by a file that it added: what is older is drained first
+# (docs/operator.md), and never runs beside it. To go once a release is tagged.
 PINNED = (
     "log",
     "--first-parent",

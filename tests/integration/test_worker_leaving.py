@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
+from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, FULL_DISK_EXIT_CODE
 from gpu_worker.service_watch import ServiceWatch
 from serinette import brake
-from serinette.job import AttemptOutcome, JobStatus
-from serinette.presence import WorkerStage
+from serinette.job import AttemptOutcome, JobStatus, WaitingCode
+from serinette.presence import TROUBLES, WorkerStage
+from tests.gateways import gateway
 from tests.jobs import charged_attempts
 from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
@@ -91,12 +94,13 @@ def test_a_song_outlives_the_pod_that_generated_it(worker_pod: Pod) -> None:
     def parcels() -> list[Path]:
         return list((worker_pod.directory / "work" / "spool").glob("*/*/job.json"))
 
-    process = worker_pod.start()
+    process = worker_pod.start(spool_max_bytes=1)
     worker_pod.wait_over(worker_pod.submit(), JobStatus.SUCCEEDED)  # its slot has opened the store
     store.rename(aside)
     store.touch()  # a plain file where a directory was: it answers nothing but errors
     job_id = worker_pod.submit()
     assert eventually(lambda: len(parcels()) == 1), worker_pod.log()
+    assert eventually(lambda: (seen := worker_pod.presence()) is not None and seen.trouble == "store")
     attempt_id = worker_pod.entry(job_id).attempts[0].id
     family = below(process.pid)
     for member in family:
@@ -104,7 +108,7 @@ def test_a_song_outlives_the_pod_that_generated_it(worker_pod: Pod) -> None:
     assert eventually_gone(family)
     store.unlink()
     aside.rename(store)
-    worker_pod.start()
+    worker_pod.start(spool_max_bytes=1)
     assert eventually(lambda: parcels() == []), worker_pod.log()
     attempt = worker_pod.record(job_id).attempt
     assert attempt and attempt.id == attempt_id
@@ -116,9 +120,42 @@ def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> N
     process = worker_pod.start(model="unloadable")
     assert process.wait(30) == CONFIGURATION_EXIT_CODE
     assert "cannot be loaded" in worker_pod.log()
-    assert worker_pod.presence() is None
+    left = worker_pod.presence()
+    assert left and (left.stage, left.trouble) == (WorkerStage.DRAINING, "configuration")
     (failure,) = brake.failures(worker_pod.redis, worker_pod.settings.keys, "default")
     assert failure.message == "the engine refuses its configuration; see its log"
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that takes no file."""
+    place = tmp_path / "full"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_job_says_what_ended_the_worker_that_it_waits_for(worker_pod: Pod, full_disk: Path) -> None:
+    """In words of ours: what the worker's log says of its places is its operator's."""
+    own = worker_pod.settings
+    with gateway(worker_pod.directory, worker_pod.redis_url, own.store_url) as up:
+        job = httpx.post(f"{up.url}/v1/jobs", json={"prompt": "a waltz"}).json()
+
+        def waits() -> tuple[str, str]:
+            seen = httpx.get(f"{up.url}/v1/jobs/{job['id']}").json()
+            return seen["waiting_code"], seen["waiting_for"]
+
+        assert waits()[0] == "worker"
+        for settings in ({"work_dir": full_disk}, {"model": "roomless"}):
+            assert worker_pod.start(**settings).wait(30) == FULL_DISK_EXIT_CODE, worker_pod.log()
+            assert eventually(lambda: waits() == ("disk", TROUBLES[WaitingCode.DISK])), (waits(), worker_pod.log())
+            worker_pod.redis.zremrangebyrank(own.keys.workers, 0, -1)
+        assert str(full_disk) in worker_pod.log()
+        worker_pod.start()
+        assert eventually(lambda: httpx.get(f"{up.url}/v1/jobs/{job['id']}").json()["status"] == "succeeded", 60)
 
 
 def test_an_engine_that_never_gets_ready_is_reported_and_restarted(worker_pod: Pod) -> None:

@@ -30,6 +30,7 @@ from tests.unit.slot_bench import a_result
 
 QUEUE = "rq:queue:default.normal"
 SLOT, LIVE = "pod-1.0.abc", Lease("pod-1.0.abc", 20)
+TRANSITIONS = Path(calls.__file__).parent / "transitions"
 BATCH = BatchHeader(id="batch-1", tenant=TENANT, attempts=1, total=1, part_lines=1, digest="", created_at=now())
 FAILURE = JobError(code="timeout", message="too long")
 
@@ -165,12 +166,19 @@ def test_a_guard_that_does_not_hold_keeps_all_commands_from_being_run(board: Boa
 
 
 def test_there_is_no_other_transition(board: Board) -> None:
-    text = (Path(calls.__file__).parent / "transitions.lua").read_text()
+    text = "".join(each.read_text() for each in TRANSITIONS.glob("*.lua"))
     assert sorted(re.findall(r"^function transitions\.(\w+)", text, re.MULTILINE)) == sorted([*NAMES, "look"])
     before = board.state()
     with pytest.raises(ResponseError, match="no transition"):
         board.jobs(Call("forget", ["job"], bool))
     assert board.state() == before
+
+
+def test_an_error_of_the_script_names_file_and_line(board: Board) -> None:
+    with pytest.raises(ResponseError, match=r"dispatch\.lua:\d+") as raised:
+        board.jobs(Call("guarded", ["[1]", "[]"], bool))
+    line = int(str(raised.value).partition("dispatch.lua:")[2].partition(":")[0])
+    assert "guard[1]" in (TRANSITIONS / "dispatch.lua").read_text().splitlines()[line - 1]
 
 
 def test_a_number_that_no_float_holds_is_read_back_as_written(board: Board) -> None:

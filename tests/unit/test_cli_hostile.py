@@ -82,6 +82,15 @@ def test_every_command_is_tried_here() -> None:
     assert set(names()) == CALLS.keys() | LOCAL
 
 
+@pytest.mark.parametrize("name", sorted(CALLS.keys() | LOCAL))
+def test_a_variable_that_no_command_reads_is_named(
+    serinette: Shell, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERINETTE_APIKEY", "x")
+    said = serinette(*name.split(), "--no-such-option")
+    assert "SERINETTE_APIKEY is no setting, and has no effect; did you mean SERINETTE_API_KEY?" in said.errors
+
+
 class Answers(BaseHTTPRequestHandler):
     """Answers everything with what the test wants."""
 

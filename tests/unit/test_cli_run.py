@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import typer
 
-from serinette.cli.containers import exit_code, input_files, mib_of, spec_of
+from serinette.cli.containers import exit_code, input_files, spec_of
 from serinette.client.calls import ordered
-from serinette.client.containers import ContainerFields, LogReader
+from serinette.client.containers import ContainerFields, GrowingLog
 from serinette.container import ContainerSpec, Run
 from serinette.job import Job, JobError, JobOptions, JobStatus, now
 from serinette.names import Lane
@@ -19,7 +19,7 @@ from serinette.spec import GenerationSpec
 IMAGE = "registry.example/audio/stems:1"
 JOB_ID = "2f1b6c1e-6d0a-4f5e-9c55-0f6f5b1d7a10"
 UPLOAD = "upload-" + "0" * 32
-NOTHING: dict[str, Any] = dict.fromkeys(("env", "secrets", "memory_mib", "disk_mib", "labels", "as_args"))
+NOTHING: dict[str, Any] = dict.fromkeys(("env", "secrets", "labels", "as_args"))
 
 
 @pytest.fixture(autouse=True)
@@ -74,26 +74,13 @@ def test_inputs_that_are_none(text: str, complaint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mib"), [("512", 512), ("512m", 512), ("2g", 2048), ("1.5GiB", 1536), ("4Gi", 4096), ("64 MB", 64)]
-)
-def test_sizes(text: str, mib: int) -> None:
-    assert mib_of(text, "memory_mib") == mib
-
-
-@pytest.mark.parametrize("text", ["", "g", "-1", "1t", "1 000", "many"])
-def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is no size"):
-        mib_of(text, "memory_mib")
-
-
-@pytest.mark.parametrize(
     ("params", "spec", "options"),
     [
         ({}, {"command": ("train", "--x")}, {}),
         ({"as_args": True}, {"args": ("train", "--x")}, {}),
         ({"env": ["A=1=2", "B="]}, {"env": {"A": "1=2", "B": ""}}, {}),
         ({"secrets": ["TOKEN=hub"]}, {"secrets": {"TOKEN": "hub"}}, {}),
-        ({"memory_mib": "1g", "disk_mib": "2g", "cpu": 0.5, "gpus": 1}, {"memory_mib": 1024, "gpus": 1}, {}),
+        ({"memory_mib": 1024, "disk_mib": 2048, "cpu": 0.5, "gpus": 1}, {"memory_mib": 1024, "gpus": 1}, {}),
         ({"retries": 2, "pool": "big"}, {"retries": 2, "pool": "big"}, {}),
         ({"writable_root": True}, {"writable_root": True}, {}),
         ({"lane": Lane.LOW, "timeout_s": 60, "labels": ["a=b"]}, {}, {"lane": Lane.LOW, "labels": {"a": "b"}}),
@@ -159,24 +146,21 @@ def test_every_field_can_be_written_as_an_argument() -> None:
     assert ordered("/v1/containers", ContainerSpec, fields, None, "key").body == fields
 
 
+def whole(log: GrowingLog, etag: str, text: bytes) -> tuple[str, ...]:
+    call = log.whole()
+    call.on_headers({"ETag": etag})
+    return call.read(text)
+
+
 def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
-    reader = LogReader("a")
-    seen: list[tuple[dict[str, Any], tuple[str, ...]]] = []
-    for etag, text in [
-        ('"1-9"', b"one\ntwo\nth"),
-        ('"1-9"', b""),
-        ('"1-15"', b"ree\nfour"),
-        ('"2-2"', "ä\n".encode()),
-        ('"2-4"', b"\xff\n"),
-    ]:
-        call = reader.call()
-        call.on_headers({"ETag": etag})
-        seen.append((dict(call.query), call.read(text)))
-    assert seen == [
-        ({}, ("one", "two")),
-        ({"after": "1-9"}, ()),
-        ({"after": "1-9"}, ("three",)),
-        ({"after": "1-15"}, ("four", "ä")),
-        ({"after": "2-2"}, ("\N{REPLACEMENT CHARACTER}",)),
-    ]
-    assert reader.rest() == ()
+    log = GrowingLog("a")
+    assert whole(log, '"1-9"', b"one\ntwo\nth") == ("one", "two")
+    assert log.part({"attempt": 1, "start_bytes": 8, "text": "three\nfour"}) == ("three",), "a part of it was read"
+    assert log.part({"attempt": 1, "start_bytes": 99, "text": "far\n"}) is None, "something before it was missed"
+    assert log.part({"text": "one\n"}) is None, "of an older server"
+    assert whole(log, '"1-22"', b"one\ntwo\nthree\nfour\nfi") == ("four",)
+    assert log.part({"attempt": 2, "start_bytes": 0, "text": "ä\n"}) == ("fi", "ä")
+    assert log.part({"attempt": 1, "start_bytes": 22, "text": "ve\n"}) is None, "that attempt is over"
+    assert log.part({"attempt": 3, "start_bytes": 5, "text": "late\n"}) is None
+    assert whole(log, '"3-2"', b"\xff\n") == ("\N{REPLACEMENT CHARACTER}",)
+    assert log.rest() == ()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from pydantic import ValidationError
 from redis import Redis
+from rq.suspension import suspend
 
 from api.app import create_app
+from api.queue.pool_status import MAX_AGE_S
 from api.settings import GatewaySettings
+from controller.autoscaling import Brakes
+from controller.settings import ControllerSettings
 from serinette.container import ContainerSpec, allowed_by, is_file_name
 from serinette.names import Keys
+from serinette.store import Store
 from tests.gateways import problem
 from tests.unit.tenants import bearing, key_of, serving, settings_of
 
@@ -114,6 +121,19 @@ def test_a_spec_survives_the_wire() -> None:
     spec = ContainerSpec.model_validate({"image": IMAGE, "inputs": [{"path": "a", "upload": UPLOAD}], "gpus": 1})
     wire = json.loads(json.dumps(spec.to_wire()))
     assert ContainerSpec.from_wire({**wire, "of a newer version": 1}) == spec
+
+
+async def test_songs_and_containers_say_that_an_operator_suspended_the_queue(
+    http: httpx.AsyncClient, redis: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    song = (await http.post("/v1/jobs", json={"prompt": "a waltz"})).json()["id"]
+    container = (await http.post("/v1/containers", json={"image": IMAGE})).json()["id"]
+    settings = ControllerSettings.model_validate({"redis_url": redis_url, "store_url": f"file://{tmp_path}"})
+    suspend(redis)
+    Brakes(redis, Store.open(settings), settings)()
+    await asyncio.sleep(MAX_AGE_S)  # the pools' status is shared for so long
+    for job_id in (song, container):
+        assert (await http.get(f"/v1/jobs/{job_id}")).json()["waiting_code"] == "suspended"
 
 
 async def test_a_container_is_a_job(http: httpx.AsyncClient, redis: Redis) -> None:

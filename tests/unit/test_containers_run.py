@@ -185,6 +185,24 @@ def test_a_log_of_ten_gigabytes_is_cut_with_a_note(bench: ContainerBench) -> Non
     assert log.endswith(b"[serinette: the log is longer than the 1024 bytes that are kept; the rest is cut]\n")
 
 
+def test_an_event_says_where_its_part_of_a_log_begins(bench: ContainerBench) -> None:
+    """Of a long piece it holds the end alone: a client then reads the whole log."""
+    bench.settings = bench.settings.model_copy(update={"containers_log_bytes": 1_000_000})
+    job_id = start(bench)
+    bench.pod(job_id)
+    first = f"{ago(9)[:-1]}.000000001Z ä\n"
+    for log in (first, f"{first}{ago(1)[:-1]}.000000002Z {'ä' * 70_000}\n"):
+        bench.log(job_id, log)
+        bench.round(2)
+    events: Any = bench.redis.xrange(Keys().events(job_id))
+    parts = [json.loads(fields[b"data"]) for _, fields in events if fields[b"type"] == b"log"]
+    whole: Any = bench.redis.get(Keys().log(job_id))
+    for part in parts:
+        text = part["text"].encode()
+        assert whole[part["start_bytes"] :][: len(text)] == text
+    assert [(part["attempt"], part["start_bytes"] > 3) for part in parts] == [(1, False), (1, True)]
+
+
 def test_names_that_lead_elsewhere_are_left_out(bench: ContainerBench) -> None:
     job_id = start(bench)
     bench.put_output(job_id, "../../others/job/job.json", b"evil")

@@ -296,6 +296,30 @@ def test_what_has_come_is_not_fetched_again_when_its_check_is_cut_off(
     assert not list((tmp_path / "hub").rglob(".spans"))
 
 
+def test_what_has_come_of_a_file_that_another_revision_removed_comes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloading, "spans", partial(spans, span_bytes=10))
+
+    def fetch(name: str, lacking: int | None = None) -> None:
+        def read(name: str, path: Path, span: tuple[int, int]) -> None:
+            if span[0] == lacking:
+                raise OSError("cut off")
+            with path.open("r+b") as file:
+                file.seek(span[0])
+                file.write(name.encode() * (span[1] - span[0]))
+
+        downloading.fetch_spans(tmp_path, {name: 30}, read)
+
+    for lacking in (20, 0):
+        with pytest.raises(OSError, match="cut off"):
+            fetch("a", lacking)
+        if lacking:
+            fetch("b")
+    fetch("a")
+    assert (tmp_path / "a").read_bytes() == b"a" * 30
+
+
 def test_a_connection_that_breaks_off_is_opened_again(
     whole_hub: type[WholeHub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from redis import Redis
 from api.settings import GatewaySettings
 from serinette import counters, credentials
 from serinette.credentials import Limits
-from serinette.job import now
+from serinette.job import WaitingCode, now
 from serinette.names import Keys, Right
 from serinette.presence import Presence, WorkerStage, announce
 from serinette.usage import day_number
@@ -66,9 +66,9 @@ async def test_it_shows_pools_lanes_failures_and_usage(http: httpx.AsyncClient, 
     counters.count(redis, KEYS, counters.JOBS_ENDED, "default", "succeeded", "")
     redis.hset(KEYS.usage("acme", day_number(now().date())), mapping={"succeeded": 3, "gpu_s": 12.5})
     redis.sadd(KEYS.brake("default"), "store: it does not answer")
-    worker = {"pool": "default", "stage": WorkerStage.LOADING, "slots": 2, "message": "fetching", "started_at": now()}
+    worker = {"pool": "default", "stage": WorkerStage.LOADING, "slots": 2, "started_at": now()}
     for name in ("one", "two"):
-        announce(redis, KEYS, Presence(name=name, **worker))
+        announce(redis, KEYS, Presence(name=name, trouble=WaitingCode.DISK, **worker))
 
     view = (await http.get("/v1/operator", headers=bearing(operator))).json()
     (pool,) = view["pools"]
@@ -80,7 +80,7 @@ async def test_it_shows_pools_lanes_failures_and_usage(http: httpx.AsyncClient, 
     assert (pool["succeeded"], pool["waiting"]) == (1, 3)
     assert [each["name"] for each in pool["workers"]] == ["one", "two"]
     assert pool["brake"] == ["store: it does not answer"]
-    assert "fetching" in pool["waiting_for"]
+    assert pool["waiting_for"].startswith("room on the disk of a worker")
     names = [tenant["tenant"] for tenant in view["tenants"]]
     assert names == ["acme", "default", "limited", "ops"], "most GPU-seconds first, then by name"
     assert (view["tenants"][0]["total"]["gpu_s"], view["tenants"][0]["total"]["jobs"]) == (12.5, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -92,15 +93,42 @@ async def response_to(port: int, *parts: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "parts",
-    [(), (b"GET",), (HEAD, b"a: b\r\n"), (HEAD + b"content-length: 9\r\n\r\n", b"123"), (b"\r\n",)],
-    ids=["nothing", "half a word", "half a head", "half a body", "an empty line"],
+    [(), (b"GET",), (HEAD, b"a: b\r\n"), (b"\r\n",)],
+    ids=["nothing", "half a word", "half a head", "an empty line"],
 )
 async def test_what_never_comes_whole_is_ended(port: int, parts: tuple[bytes, ...]) -> None:
     assert await response_to(port, *parts) == b""
 
 
-async def test_a_head_without_an_end_is_refused(port: int) -> None:
-    assert (await response_to(port, HEAD, b"a: ", *[b"x" * 16_384] * 5)).startswith(b"HTTP/1.1 431 ")
+@pytest.mark.parametrize(
+    ("parts", "status", "words"),
+    [
+        ((HEAD, b"a: ", *[b"x" * 16_384] * 5), 431, b"65536 bytes allowed"),
+        ((b"what?\r\n\r\n",), 400, b"no HTTP/1.1 request"),
+        ((CHUNKED + b"no number\r\n",), 400, b"no HTTP/1.1 request"),
+        ((HEAD + b"content-length: 9\r\n\r\n", b"123"), 408, b"the body came too slowly"),
+    ],
+    ids=["a head without an end", "no HTTP", "no chunk", "half a body"],
+)
+async def test_what_the_application_cannot_answer_is_refused_in_words(
+    port: int, parts: tuple[bytes, ...], status: int, words: bytes
+) -> None:
+    head, _, body = (await response_to(port, *parts)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert {b"connection: close", b"content-length: %d" % len(body)} <= {*head.split(b"\r\n")}
+    assert b"\r\nx-request-id: " in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"], words in body) == (status, "bad_request", True)
+    assert problem["retryable"] == (status == 408)
+
+
+async def test_a_late_end_of_a_slow_body_is_no_request(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(HEAD + b"content-length: 9\r\n\r\n123")
+    assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+    writer.write(b"456789" + HEAD + b"\r\n")
+    assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), 60)
+    writer.close()
 
 
 async def test_whole_requests_come_through(port: int) -> None:
@@ -199,6 +227,7 @@ async def test_a_body_that_trickles_is_ended_though_each_of_its_pauses_is_short(
             if ended.done():
                 break
     assert ended.done(), "its pauses are a tenth of what one may last, its rate a four-hundredth"
+    assert ended.result().startswith(b"HTTP/1.1 408 ")
     writer.close()
 
 

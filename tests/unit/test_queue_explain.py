@@ -9,10 +9,12 @@ from datetime import timedelta
 import pytest
 
 from api.queue.explanations import Pool, Waiting, eta_s, expected_s, waiting_for
+from serinette import brake
+from serinette.container import CONTAINERS_POOL
 from serinette.job import Job, JobStatus, Progress, Stage, WaitingCode, now
 from serinette.names import Lane
 from serinette.pools import PoolFacts
-from serinette.presence import Holdup, Presence, WorkerStage
+from serinette.presence import TROUBLES, Holdup, Presence, WorkerStage
 from serinette.spec import GenerationSpec
 
 AT = now()
@@ -61,6 +63,8 @@ BEGINNINGS = {
     WaitingCode.POD: "a worker: none is up in pool [^;]*; ",
     WaitingCode.MODEL: "the model, which is loading",
     WaitingCode.RESTART: "the worker, which starts again: ",
+    **{code: re.escape(said) for code, said in TROUBLES.items() if isinstance(code, WaitingCode)},
+    WaitingCode.SUSPENDED: "an operator, who has suspended",
     WaitingCode.ENGINE: "the engine, which generates",
     WaitingCode.AHEAD: r"\d+ jobs? ahead",
     WaitingCode.LANES: r"\d+ jobs? in the lanes above",
@@ -105,7 +109,13 @@ RELOADING = LOADING.model_copy(
         "checkpoint_bytes": 11_000_000_000,
     }
 )
-FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1; see its log"})
+
+
+def troubled(trouble: str, stage: WorkerStage = WorkerStage.LOADING, message: str = "it ended") -> Presence:
+    return Presence.model_validate({**worker(stage).model_dump(), "trouble": trouble, "message": message})
+
+
+FAILING = troubled("restart", message="the engine ended with status 1; see its log")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +164,45 @@ FAILING = LOADING.model_copy(update={"message": "the engine ended with status 1;
 )
 def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> None:
     assert words(waiting_for(job(), 0, state, AT + timedelta(seconds=20))) == expected
+
+
+DISK, STORE = TROUBLES[WaitingCode.DISK], TROUBLES[WaitingCode.STORE]
+ENDED = troubled("disk", WorkerStage.DRAINING)
+FULL_SPOOL = troubled("store", WorkerStage.READY)
+SUSPENDED = f"{brake.Cause.SUSPENDED}: an operator ran it"
+
+
+@pytest.mark.parametrize("ahead", [0, 7])
+@pytest.mark.parametrize(
+    ("state", "code", "expected"),
+    [
+        *((pool(troubled(code)), code, TROUBLES[code]) for code in TROUBLES if isinstance(code, WaitingCode)),
+        (pool(FAILING), "restart", "the worker, which starts again: the engine ended with status 1; see its log"),
+        (pool(troubled("moonrise")), "restart", "the worker, which starts again: it ended"),  # of a newer worker
+        (pool(ENDED), "disk", DISK),
+        (replace(pool(ENDED), holdup=FULL, brake=("load: a",)), "disk", DISK),
+        (pool(ENDED, worker(WorkerStage.DRAINING)), "disk", DISK),
+        (pool(FULL_SPOOL), "store", STORE),
+        (pool(FULL_SPOOL, troubled("disk")), "store", STORE),
+        (replace(pool(), queue_full=True), "queue", TROUBLES[WaitingCode.QUEUE]),
+        (replace(pool(worker()), brake=("store: a", SUSPENDED)), "suspended", None),
+        (replace(pool(), brake=(SUSPENDED,)), "suspended", None),
+        (replace(pool(), name=CONTAINERS_POOL, brake=(SUSPENDED,)), "suspended", None),
+    ],
+)
+def test_a_pool_that_takes_no_jobs_says_why_whatever_a_jobs_place(
+    ahead: int, state: Pool, code: str, expected: str | None
+) -> None:
+    found = waiting_for(job(), ahead, state, AT)
+    assert found
+    assert (found[0], words(found)) == (code, expected or found[1])
+
+
+@pytest.mark.parametrize("state", [pool(ENDED, LOADING), pool(LOADING, FAILING), pool(FULL_SPOOL, worker())])
+def test_a_worker_in_trouble_hides_none_that_is_not(state: Pool) -> None:
+    found = waiting_for(job(), 0, state, AT)
+    assert found
+    assert found[0] in {WaitingCode.MODEL, WaitingCode.TAKEN}
 
 
 @pytest.mark.parametrize(

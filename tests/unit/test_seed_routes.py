@@ -405,3 +405,30 @@ def test_every_call_of_the_origin_with_audio_is_there() -> None:
     suffixes = {"", "_base64", "_json", "_mp3", "_json_mp3", "_direct_mp3"}
     paths = {route.path for route in routes.router.routes if isinstance(route, Route)}
     assert {f"/generate_music_with_audio{suffix}" for suffix in suffixes} | {"/generate_music_form"} <= paths
+
+
+@pytest.mark.parametrize(
+    "path", ["/generate_music_async", "/generate_music", *(path for path, *_ in routes._GENERATING)]
+)
+def test_a_call_that_is_sent_again_with_its_key_is_one_song(client: TestClient, path: str) -> None:
+    def sent(prompt: str) -> Any:
+        headers, fields = {"Idempotency-Key": f"again {path}"}, {"prompt": prompt, "genre": prompt}
+        if "json" in path or ("audio" not in path and "form" not in path):
+            body: dict[str, Any] = {"json": fields | ({"audio_base64": _B64} if "audio" in path else {})}
+        elif "base64" in path:
+            body = {"data": fields | {"audio_base64": _B64}}
+        else:
+            body = {"data": fields} | (_FILE if "audio" in path else {})
+        return client.post(path, headers=headers, **body)
+
+    def newest() -> str:
+        return str(client.get("/v1/jobs").json()["jobs"][0]["id"])
+
+    ids = []
+    for _ in range(2):
+        answer = sent("once")
+        assert answer.status_code in {200, 303}, answer.text
+        ids.append(newest())
+    assert ids[0] == ids[1]
+    other = sent("twice")
+    assert (other.status_code, "Idempotency-Key" in other.text) == (409, True), other.text

@@ -15,7 +15,8 @@ from api.settings import GatewaySettings
 from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE
 from gpu_worker.settings import WorkerSettings
 from serinette.errors import ConfigurationError
-from serinette.settings import SharedSettings, read, unknown_variables
+from serinette.names import unknown_variables
+from serinette.settings import SharedSettings, read
 
 
 @pytest.mark.parametrize(

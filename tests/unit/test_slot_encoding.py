@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import pytest
 
 from gpu_worker.slot import encoding
 from gpu_worker.slot.encoding import Encoders, place
+from gpu_worker.supervisor import SlotChild
 from serinette.errors import InvalidOutput
 from serinette.media import encode
 from serinette.spec import GenerationSpec
 
 RATE = 48_000
+MIB = 2**20
 SPEC = GenerationSpec(prompt="x", format="flac", seed=1)
 
 
@@ -119,3 +122,40 @@ def test_a_slot_that_dies_gives_its_place_back(tmp_path: Path) -> None:
     other.wait()
     other.stdout.close()
     assert entered.wait(30)
+
+
+# Prints what is in use after 12 songs and after 60, and what glibc holds free then: bytes, of all arenas.
+SIXTY_SONGS = """
+import ctypes, gc, sys
+from pathlib import Path
+import numpy as np
+from gpu_worker.slot.encoding import Encoders
+from serinette.spec import AudioFormat, GenerationSpec
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Mallinfo2
+for number in range(60):
+    song = np.zeros((2, 48_000 * (1 + number % 3)), np.float32)
+    spec = GenerationSpec(prompt="x", seed=1, format=list(AudioFormat)[number % 5])
+    encoders = Encoders(Path(sys.argv[1]), 1)
+    encoders.submit(song, 48_000, spec, {"title": "x"}).result()
+    encoders.close()
+    if number in {11, 59}:
+        gc.collect()
+        held = mallinfo2()
+        print(held.uordblks + held.hblkhd)
+print(held.fordblks)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc's own figures")
+def test_songs_leave_no_memory_in_a_slot(tmp_path: Path) -> None:
+    environment = {**os.environ, **SlotChild(0, "x", tmp_path, {}).spec.environment}
+    command = [sys.executable, "-c", SIXTY_SONGS, str(tmp_path)]
+    early, late, free = map(int, subprocess.check_output(command, env=environment).split())
+    assert late - early < MIB / 4, "48 songs left something in use"
+    assert free < 12 * MIB, "glibc holds what songs have freed"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gpu_worker.process_setup import private_run_dir
-from gpu_worker.supervisor import parts_of_start
+from gpu_worker.process_setup import (
+    CONFIGURATION_EXIT_CODE,
+    CRASHED_EXIT_CODE,
+    FULL_DISK_EXIT_CODE,
+    engine_environment,
+    exit_code_of,
+    private_run_dir,
+)
+from gpu_worker.supervisor import SlotChild, parts_of_start
 from gpu_worker.wire import Hello, Vitals
 from serinette.errors import ConfigurationError
 from serinette.own_directory import lock_directory
@@ -84,6 +92,21 @@ def test_a_directory_is_there_for_others_only_once_it_is_locked(
         assert list(tmp_path.iterdir()) == [own]
 
 
+def test_what_the_operator_sets_goes_before_what_children_start_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
+    engine, slot = (
+        engine_environment(tmp_path),
+        SlotChild(0, "x", tmp_path, {"SERINETTE_RUN_DIR": "y"}).spec.environment,
+    )
+    assert engine["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert engine["MALLOC_TRIM_THRESHOLD_"] == slot["MALLOC_TRIM_THRESHOLD_"] == "5"
+    assert engine["MALLOC_MMAP_THRESHOLD_"] != slot["MALLOC_MMAP_THRESHOLD_"]
+    assert slot["SERINETTE_RUN_DIR"] == "y"
+
+
 def test_a_long_work_dir_does_not_make_the_socket_unusable(tmp_path: Path) -> None:
     with private_run_dir(tmp_path / ("x" * 100)) as directory:
         assert len(str(directory / "engine.sock")) <= 103
@@ -116,3 +139,19 @@ def test_what_is_known_of_a_start_stays_when_its_engine_is_silent(
 ) -> None:
     vitals = None if first_song_s is None else Vitals(first_song_s=first_song_s)
     assert parts_of_start(known, hello, vitals) == parts
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "code"),
+    [
+        (ConfigurationError("no such model"), None, CONFIGURATION_EXIT_CODE),
+        (ConfigurationError("not its directory"), PermissionError(errno.EACCES, "no"), CONFIGURATION_EXIT_CODE),
+        (ConfigurationError("cannot be fetched"), OSError(errno.ENOSPC, "full"), FULL_DISK_EXIT_CODE),
+        (OSError(errno.EDQUOT, "of a quota"), None, FULL_DISK_EXIT_CODE),
+        (OSError(errno.EACCES, "no"), None, CRASHED_EXIT_CODE),
+        (ValueError("a mistake"), None, CRASHED_EXIT_CODE),
+    ],
+)
+def test_an_exit_code_says_what_kind_of_error_it_was(error: Exception, cause: Exception | None, code: int) -> None:
+    error.__cause__ = cause
+    assert exit_code_of(error) == code

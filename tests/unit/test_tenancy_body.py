@@ -6,7 +6,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import anyio
 import httpx
 import pytest
 from redis import Redis
@@ -90,17 +89,3 @@ async def test_elsewhere_a_body_opens_nothing(
     assert answer.status_code == 401
     assert "detail" in answer.json()
     assert not redis.exists("rq:job")
-
-
-async def test_a_body_that_never_comes_is_not_waited_for(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client without a key may not hold a place for long by sending nothing."""
-    monkeypatch.setattr("api.middleware._READ_S", 0.05)
-
-    async def never() -> AsyncIterator[bytes]:
-        yield b"{"
-        await anyio.sleep(3600)
-
-    answer = await http.post("/release_task", content=never(), headers={"Content-Length": "10", "Content-Type": JSON})
-    assert answer.status_code == 401

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.downloads import Span, Unsatisfiable, names_etag, requested_span
+from api.downloads import Unsatisfiable, names_etag, requested_range
 from api.events import preferred_wait_s
 
 
@@ -15,43 +15,43 @@ from api.events import preferred_wait_s
     [
         (None, None),
         ("", None),
-        ("bytes=0-", Span(0, 100)),
-        ("bytes=0-0", Span(0, 1)),
-        ("bytes=10-19", Span(10, 20)),
-        ("BYTES = 10 - 19", Span(10, 20)),
-        ("bytes=90-500", Span(90, 100)),
-        ("bytes=-10", Span(90, 100)),
-        ("bytes=-500", Span(0, 100)),
-        ("bytes=99-", Span(99, 100)),
+        ("bytes=0-", range(100)),
+        ("bytes=0-0", range(1)),
+        ("bytes=10-19", range(10, 20)),
+        ("BYTES = 10 - 19", range(10, 20)),
+        ("bytes=90-500", range(90, 100)),
+        ("bytes=-10", range(90, 100)),
+        ("bytes=-500", range(100)),
+        ("bytes=99-", range(99, 100)),
         ("bytes=20-10", None),
         ("bytes=-", None),
         ("bytes=0-1,5-6", None),
         ("items=0-1", None),
         ("bytes=a-b", None),
         ("bytes=--1", None),
-        ("bytes=0-" + "9" * 20, Span(0, 100)),
+        ("bytes=0-" + "9" * 20, range(100)),
         ("bytes=0-" + "9" * 21, None),
         ("bytes=٣-٤", None),
         ("bytes=0x1-2", None),
     ],
 )
-def test_spans(header: str | None, expected: Span | None) -> None:
-    assert requested_span(header, 100) == expected
+def test_ranges(header: str | None, expected: range | None) -> None:
+    assert requested_range(header, 100) == expected
 
 
 @given(st.text() | st.from_regex(r"bytes ?= ?\d{0,3} ?- ?\d{0,3}", fullmatch=True), st.integers(0, 200))
 def test_whatever_is_asked_for_lies_within_the_file(header: str, size_bytes: int) -> None:
     try:
-        span = requested_span(header, size_bytes)
+        part = requested_range(header, size_bytes)
     except Unsatisfiable:
         return
-    assert span is None or 0 <= span.start < span.end <= size_bytes
+    assert part is None or 0 <= part.start < part.stop <= size_bytes
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=" + "9" * 20 + "-"])
 def test_unsatisfiable(header: str) -> None:
     with pytest.raises(Unsatisfiable):
-        requested_span(header, 100)
+        requested_range(header, 100)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fastapi import Body as BodyParameter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from api.dependencies import ContextPart, idempotency_key_header
+from api.dependencies import ContextPart
 from api.dialects.acestep import answers, documented, inventory
 from api.dialects.acestep.answers import Envelope, wrapped
 from api.dialects.acestep.inventory import LORA_REFUSAL, LORA_STATUS, Inventory
@@ -18,7 +18,7 @@ from api.dialects.acestep.names import song_named
 from api.dialects.acestep.samples import random_sample
 from api.dialects.acestep.table import convert, convert_text, record_of
 from api.dialects.body import Body, BodyPart, read_json
-from api.dialects.dialect import JobAccess, JobAccessPart, refusing
+from api.dialects.dialect import JobAccess, JobAccessPart, KeyHeader, refusing
 from api.downloads import song_of
 from serinette.errors import InvalidSpec, RequestError
 from serinette.job import Job
@@ -34,11 +34,6 @@ _FILES: Final = {
     "src_audio_path": ("src_audio", "ctx_audio"),
     "reference_audio_path": ("reference_audio", "ref_audio"),
 }
-
-KeyHeader = Annotated[
-    str | None,
-    idempotency_key_header("Ours: the same key with the same task is the same task."),
-]
 
 
 @tasks.post(

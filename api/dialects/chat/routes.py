@@ -10,11 +10,10 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from api.dependencies import idempotency_key_header
 from api.dialects.chat import answers
 from api.dialects.chat.request import ChatRequest
 from api.dialects.chat.table import convert, record_of
-from api.dialects.dialect import JobAccess, JobAccessPart, example, refusing
+from api.dialects.dialect import JobAccess, JobAccessPart, KeyHeader, example, refusing
 from api.problems import Responses
 from api.request_checks import prefix_of
 from api.turns import HeldResponse
@@ -49,13 +48,12 @@ _ANSWERS: Final[Responses] = {
     303: {"description": "Not generated yet: ask the URL in `Location`; clients that follow redirects end with it."},
 }
 _ANSWERS[200]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-_KeyHeader = Annotated[str | None, idempotency_key_header("The same key with the same body is the same song.")]
 _ERASED: Final[Responses] = {410: {"description": "Its file was erased."}}
 
 
 @router.post("/v1/chat/completions", responses=_ANSWERS, response_class=Response)
 async def chat_completions(
-    body: ChatRequest, access: JobAccessPart, http: Request, idempotency_key: _KeyHeader = None
+    body: ChatRequest, access: JobAccessPart, http: Request, idempotency_key: KeyHeader = None
 ) -> Response:
     """Generate what the last message of the user asks for; the song comes as a data URL, an mp3 unless asked for."""
     models = await access.models()

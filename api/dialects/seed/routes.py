@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlencode
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from api.dependencies import ContextPart
-from api.dialects.dialect import JobAccess, JobAccessPart, example, job_access_of, refusing
+from api.dialects.dialect import JobAccess, JobAccessPart, KeyHeader, example, job_access_of, refusing
 from api.dialects.seed import answers
 from api.dialects.seed.request import (
     GenerateMusicForm,
@@ -68,11 +69,18 @@ class ResultQuery(BaseModel):
 
 
 async def _submit(
-    body: GenerateMusicRequest, access: JobAccess, upload_id: str | None = None, only: AudioFormat | None = None
+    body: GenerateMusicRequest,
+    access: JobAccess,
+    idempotency_key: str | None,
+    upload_id: str | None = None,
+    only: AudioFormat | None = None,
 ) -> Job:
-    conversion = convert(body, upload_id, only=only)
+    # Of the key, if there is one: a request that is sent again asks for the same song.
+    draw = random.Random(idempotency_key).randrange  # noqa: S311  # no secret
+    conversion = convert(body, upload_id, draw, only=only)
     record = record_of(conversion)
-    return await access.submit(conversion, record if only is None else record | {"return_file_data": "true"})
+    record |= {} if only is None else {"return_file_data": "true"}
+    return await access.submit(conversion, record, idempotency_key)
 
 
 @router.post(
@@ -80,22 +88,27 @@ async def _submit(
     response_model=dict[str, Any],
     responses=example({"request_id": _ID} | answers.QUEUED),
 )
-async def generate_music_async(body: Annotated[GenerateMusicRequest, Body()], http: Request) -> Response:
+async def generate_music_async(
+    body: Annotated[GenerateMusicRequest, Body()], http: Request, idempotency_key: KeyHeader = None
+) -> Response:
     """Put a song into the queue and answer at once, with the id to ask by."""
-    job = await _submit(body, job_access_of(http))
+    job = await _submit(body, job_access_of(http), idempotency_key)
     return JSONResponse({"request_id": job.id} | answers.QUEUED)
 
 
 @router.post("/generate_music", responses=_SYNC, response_class=Response)
-async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
+async def generate_music(
+    body: GenerateMusicRequest, access: JobAccessPart, http: Request, idempotency_key: KeyHeader = None
+) -> Response:
     """Generate a song, and answer where it is; with `return_file_data` the song itself. Where the operator set
     `SERINETTE_GENERATE_MUSIC_WAITS=false`: answer the request's id at once.
     """
+    job = await _submit(body, access, idempotency_key)
     if not access.settings.generate_music_waits:
-        return JSONResponse({"success": True, "request_id": (await _submit(body, access)).id})
+        return JSONResponse({"success": True, "request_id": job.id})
     format: Literal["file", "json"] = "file" if body.return_file_data else "json"
     wanted = ResultQuery(format=format, wait=access.settings.max_wait_s, sync=True)
-    return await _answer(http, access, await _submit(body, access), wanted)
+    return await _answer(http, access, job, wanted)
 
 
 _Form = Annotated[GenerateMusicForm, Form()]
@@ -117,14 +130,17 @@ BASE64_PATHS: Final = tuple(path for path, kind, _, _ in _GENERATING if kind in 
 
 
 def _generating(kind: object, only: AudioFormat | None, *, waits: bool) -> Callable[..., Awaitable[Response]]:
-    async def generate_music(body: GenerateMusicRequest, access: JobAccessPart, http: Request) -> Response:
+    async def generate_music(
+        body: GenerateMusicRequest, access: JobAccessPart, http: Request, idempotency_key: KeyHeader = None
+    ) -> Response:
         """A cover, where audio comes with the request."""
         file_name = upload_id = None
         if isinstance(body, GenerateMusicWithAudio):
-            file_name, upload_id = body.audio_file.filename, await access.keep("audio_file", body.audio_file)
+            file_name = body.audio_file.filename
+            upload_id = await access.keep("audio_file", body.audio_file, idempotency_key)
         elif isinstance(body, GenerateMusicWithBase64):
-            upload_id = await access.keep_base64("audio_base64", body.audio_base64)
-        job = await _submit(body, access, upload_id, only)
+            upload_id = await access.keep_base64("audio_base64", body.audio_base64, idempotency_key)
+        job = await _submit(body, access, idempotency_key, upload_id, only)
         if waits:
             return await _answer(http, access, job, ResultQuery(wait=access.settings.max_wait_s, sync=True))
         in_base64 = isinstance(body, GenerateMusicWithBase64)

@@ -114,18 +114,23 @@ def fetch_spans(
     OSError when the disk refuses or has no room for all.
     """
     journal = directory / _JOURNAL
-    came = set(journal.read_text().splitlines()) if journal.exists() else set()
-    pending = [span for span in spans(sizes) if repr(span) not in came or not (directory / span[0]).exists()]
+    lines = set(journal.read_text().splitlines()) if journal.exists() else set()
+    came = {span for span in spans(sizes) if repr(span) in lines and (directory / span[0]).exists()}
+    pending = [span for span in spans(sizes) if span not in came]
+    # Of a file that another version of the checkpoint removed it must say nothing once that file is made anew.
+    rewritten = directory / f"{_JOURNAL}.new"
+    rewritten.write_text("".join(f"{span!r}\n" for span in came))
+    rewritten.replace(journal)
     _make_room(directory, sizes, sum(end - start for _, start, end in pending))
     log.info("downloading %d files, %.2f GB", len(sizes), sum(end - start for _, start, end in pending) / 1e9)
-    with journal.open("a") as lines, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+    with journal.open("a") as noted, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
 
         def one(span: tuple[str, int, int]) -> None:
             name, start, end = span
             read(name, directory / name, (start, end))
             with (directory / name).open("rb") as file:
                 os.fdatasync(file.fileno())
-            os.write(lines.fileno(), f"{span!r}\n".encode())  # whole, or not at all
+            os.write(noted.fileno(), f"{span!r}\n".encode())  # whole, or not at all
 
         for _ in pool.map(one, pending):
             alive()

@@ -22,7 +22,7 @@ from gpu_worker.engine.interface import Engine, Song
 from gpu_worker.engine.serving.batching import Room, plan
 from gpu_worker.engine.serving.counters import WorkCounters
 from gpu_worker.engine.serving.generation import Generation
-from gpu_worker.process_setup import CONFIGURATION_EXIT_CODE, CRASHED_EXIT_CODE
+from gpu_worker.process_setup import CRASHED_EXIT_CODE, exit_code_of
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.wire import AskVitals, Cancel, Connection, Failed, Generate, Hello, Message, Stopped, Vitals
 from serinette import logs
@@ -50,7 +50,8 @@ def run(settings: WorkerSettings, factory: Callable[[], Engine]) -> int:
     """Be the engine process. Listens before `factory` loads the model (a test's engine needs no torch); ends only by a
     signal or an error.
 
-    Answers an exit code: CONFIGURATION_EXIT_CODE when starting again cannot help, CRASHED_EXIT_CODE else.
+    Answers an exit code: that of a refused configuration, or of a full disk that is the reason for it. Else the process
+    ends with CRASHED_EXIT_CODE.
     """
     logs.configure(settings, "engine")
     # The supervisor has drained the slots before it sends SIGTERM. A Ctrl-C in the terminal reaches every process of
@@ -66,7 +67,7 @@ def run(settings: WorkerSettings, factory: Callable[[], Engine]) -> int:
             server.generate_next()
     except ConfigurationError as error:
         log.error("%s", error)
-        return CONFIGURATION_EXIT_CODE
+        return exit_code_of(error)
     except SerinetteError as error:
         log.error("%s", error)
     except Exception:
