@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth.keyring import Caller
 from api.forms import TEXT_BYTES
 from api.lean_route import replayed
-from api.middleware import CALLER
+from api.middleware import CALLER, is_public
 from api.outages import machine_error
 from api.problems import answer
 from api.turns import Turns
@@ -266,7 +266,7 @@ class BodyBounds:
             return await answer(scope, malformed, headers=_CLOSE)(scope, receive, send)
         if int(declared) > limit:  # of a shorter one the server reads no more
             return await answer(scope, too_large(limit))(scope, receive, send)
-        if not self._limits.receives(path, headers):
+        if is_public(path) or not self._limits.receives(path, headers):  # strangers take no room of a tenant's
             return await self._app(scope, receive, send)
         return await self._receive(scope, receive, send, limit)
 

@@ -140,6 +140,18 @@ async def test_too_many_bodies_of_one_tenant_are_refused_and_short_ones_are_not(
     assert (app.state.parts.bodies.held("greedy"), nothing_lies_in(scratch)) == (0, True)
 
 
+async def test_who_sends_no_key_takes_no_room_of_a_tenant(served: Served) -> None:
+    app, http = served
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield LONG
+        await asyncio.sleep(3600)
+
+    for path in ("/healthz", "/studio/none.js"):
+        answer = await asyncio.wait_for(http.post(path, content=slowly()), 20)
+        assert (answer.status_code, app.state.parts.bodies.held("default")) == (405, 0)
+
+
 async def test_bodies_with_audio_in_base64_take_turns(
     served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
