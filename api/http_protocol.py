@@ -44,6 +44,7 @@ _TOO_SLOW = (
     f"{BODY_BYTES_A_SECOND} bytes must come in each second on average; send it again where the connection is better"
 )
 _MALFORMED = "this is no HTTP/1.1 request that can be read"
+_NO_UPGRADE = "a WebSocket begins with a GET that has no body and at most 128 headers of 8 KiB each"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -84,6 +85,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Stop the timeouts: WebSockets have their own pings."""
         self._rest()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # no answer could follow the upgrade's, and its application would not hear the end
+            return
         self._stop_unread()
         self._unwanted_bytes = 0
         super().handle_websocket_upgrade()
@@ -225,5 +229,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._received_bytes += len(data)
         if self._received_bytes > LISTENER_BYTES:
             self.transport.abort()
-        else:
-            super().data_received(data)
+            return
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():  # its library would wait for ever
+            self.transport.write(_refusal(HTTPStatus.BAD_REQUEST, _NO_UPGRADE, {}))
+            self.transport.close()
