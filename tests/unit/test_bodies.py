@@ -178,6 +178,29 @@ async def test_bodies_with_audio_in_base64_take_turns(
     assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}
 
 
+async def test_a_stream_of_a_song_holds_no_memory_of_bodies(
+    served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    info = AudioInfo(duration_s=1, sample_rate=48_000, channels=2, codec="flac", container="flac")
+    monkeypatch.setattr(uploads, "prove_audio", lambda _path, **_: info)
+    audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(bytes(70_000)).decode()}}
+    content = [{"type": "text", "text": "<prompt>x</prompt>"}, audio]
+    body = {"messages": [{"role": "user", "content": content}], "task_type": "cover", "stream": True}
+    path, keys = "/v1/chat/completions", {tenant: key_of(redis, tenant) for tenant in "ab"}
+    many = [
+        asyncio.create_task(http.post(path, json=body, headers=bearing(key), timeout=120))
+        for key in keys.values()
+        for _ in range(2)
+    ]
+    await until(lambda: sum(map(app.state.parts.events.streams.held, keys)) == len(many))
+    other = http.post(path, content=LONG + b'"}', headers=json_of(key_of(redis, "other")))
+    assert (await asyncio.wait_for(other, 30)).status_code == 400
+    assert not any(task.done() for task in many)
+    for task in many:
+        task.cancel()
+
+
 async def nowhere(_message: Message) -> None:
     """Whoever sends here is not answered."""
 
