@@ -149,7 +149,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, words: str) -> None:
         """Answer for the parser if nothing else is being answered, and close."""
-        if self.cycle is None or self.cycle.response_complete or not (self._in_head or self.cycle.response_started):
+        cycle = self.cycle
+        free = cycle is None or cycle.response_complete or not (self._in_head or cycle.response_started)
+        if free and not self._discards:  # what is discarded was answered
             self.transport.write(_refusal(status, words, {} if self._in_head else self.scope))
         self.transport.close()
 

@@ -186,6 +186,17 @@ async def test_a_late_end_of_a_slow_body_is_no_request(port: int) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("rest", [b"no number\r\n", b"100000\r\n" + bytes(2**20)], ids=["malformed", "too long"])
+async def test_what_is_discarded_gets_no_answer_of_its_own(port: int, rest: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /refused HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\nno"), 60)).startswith(b"HTTP/1.1 401 ")
+    writer.write(rest)
+    with suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 60) == b""
+    writer.close()
+
+
 async def test_whole_requests_come_through(port: int) -> None:
     once = HEAD + b"content-length: 4\r\n\r\n"
     assert (await response_to(port, once, b"12", b"34")).endswith(b"\r\n\r\n4")
