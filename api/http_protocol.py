@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.problems import MEDIA_TYPE, problem_of
@@ -52,6 +53,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = True
     _discards = False
+    _answered: RequestResponseCycle | None = None
     # Bytes since the request's first byte, or since the last byte of its body that was used.
     _unwanted_bytes = 0
     _heard_s = 0.0
@@ -67,10 +69,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeouts."""
+        """Stop the timeouts. uvicorn informs the last request alone, which may wait behind the one being answered."""
         self._rest()
         self._stop_unread()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         """The client does not read what is sent: it has a while to begin again."""
@@ -158,7 +167,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _end_slow_body(self) -> None:
         """Answer, and take for a while what still comes; to the application the client is gone."""
         cycle = self.cycle
-        if cycle.response_started:
+        if cycle.response_started or cycle is not self._answered:  # or the answer to a request before it is not out
             self.transport.close()
             return
         self.transport.write(_refusal(HTTPStatus.REQUEST_TIMEOUT, _TOO_SLOW, self.scope))

@@ -177,6 +177,19 @@ async def test_an_upgrade_does_not_come_before_the_answer_to_the_request_before(
     writer.close()
 
 
+@pytest.mark.parametrize("ends_itself", [True, False])
+async def test_a_request_before_another_hears_that_its_client_is_gone(port: int, ends_itself: bool) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /waits HTTP/1.1\r\nhost: x\r\n\r\n" + HEAD + b"content-length: 9\r\n\r\n123")
+    if ends_itself:
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    else:  # the second body is too slow: no answer to it could come before that to the first
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    await asyncio.wait_for(gone.wait(), 10)
+
+
 async def test_a_late_end_of_a_slow_body_is_no_request(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HEAD + b"content-length: 9\r\n\r\n123")
