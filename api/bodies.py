@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth.keyring import Caller
 from api.forms import TEXT_BYTES
 from api.lean_route import replayed
-from api.middleware import CALLER
+from api.middleware import CALLER, is_public
 from api.outages import machine_error
 from api.problems import answer
 from api.turns import Turns
@@ -266,14 +266,14 @@ class BodyBounds:
             return await answer(scope, malformed, headers=_CLOSE)(scope, receive, send)
         if int(declared) > limit:  # of a shorter one the server reads no more
             return await answer(scope, too_large(limit))(scope, receive, send)
-        if not self._limits.receives(path, headers):
+        if is_public(path) or not self._limits.receives(path, headers):  # strangers take no room of a tenant's
             return await self._app(scope, receive, send)
         return await self._receive(scope, receive, send, limit)
 
     async def _receive(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
         caller: Caller | None = scope.get(CALLER)
         tenant = caller.tenant if caller else DEFAULT_TENANT
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack, AsyncExitStack() as memory:
             try:
                 pieces = _pieces(receive)
                 start, is_whole = await _start(pieces, limit)
@@ -281,7 +281,7 @@ class BodyBounds:
                     whole = self._bodies.received(tenant, _chained(start, pieces), limit)
                     body = await stack.enter_async_context(whole)
                     if scope["path"] in self._limits.text_paths:
-                        await stack.enter_async_context(self._in_memory.of(tenant))
+                        await memory.enter_async_context(self._in_memory.of(tenant))
             except ClientDisconnect:
                 return None
             except (SerinetteError, OSError) as error:
@@ -291,7 +291,12 @@ class BodyBounds:
                 return await answer(scope, refusal, headers=_CLOSE)(scope, receive, send)
             if is_whole:
                 return await self._app(scope, replayed(start, receive), send)
-            return await self._read(scope, receive, send, body)
+
+            async def answers(message: Message) -> None:
+                await memory.aclose()  # of a stream only its answer is left
+                await send(message)
+
+            return await self._read(scope, receive, answers, body)
 
     async def _read(self, scope: Scope, receive: Receive, send: Send, body: Body) -> None:
         """Pass the request on. Its turn begins as its route begins to read, and ends when the body is parsed: a route

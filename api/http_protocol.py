@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from api.problems import MEDIA_TYPE, problem_of
@@ -44,6 +45,7 @@ _TOO_SLOW = (
     f"{BODY_BYTES_A_SECOND} bytes must come in each second on average; send it again where the connection is better"
 )
 _MALFORMED = "this is no HTTP/1.1 request that can be read"
+_NO_UPGRADE = "a WebSocket begins with a GET that has no body and at most 128 headers of 8 KiB each"
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -51,6 +53,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _in_head = True
     _discards = False
+    _answered: RequestResponseCycle | None = None
     # Bytes since the request's first byte, or since the last byte of its body that was used.
     _unwanted_bytes = 0
     _heard_s = 0.0
@@ -66,10 +69,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timeouts."""
+        """Stop the timeouts. uvicorn informs the last request alone, which may wait behind the one being answered."""
         self._rest()
         self._stop_unread()
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def pause_writing(self) -> None:
         """The client does not read what is sent: it has a while to begin again."""
@@ -84,6 +94,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Stop the timeouts: WebSockets have their own pings."""
         self._rest()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # no answer could follow the upgrade's, and its application would not hear the end
+            return
         self._stop_unread()
         self._unwanted_bytes = 0
         super().handle_websocket_upgrade()
@@ -145,14 +158,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, words: str) -> None:
         """Answer for the parser if nothing else is being answered, and close."""
-        if self.cycle is None or self.cycle.response_complete or not (self._in_head or self.cycle.response_started):
+        cycle = self.cycle
+        free = cycle is None or cycle.response_complete or not (self._in_head or cycle.response_started)
+        if free and not self._discards:  # what is discarded was answered
             self.transport.write(_refusal(status, words, {} if self._in_head else self.scope))
         self.transport.close()
 
     def _end_slow_body(self) -> None:
         """Answer, and take for a while what still comes; to the application the client is gone."""
         cycle = self.cycle
-        if cycle.response_started:
+        if cycle.response_started or cycle is not self._answered:  # or the answer to a request before it is not out
             self.transport.close()
             return
         self.transport.write(_refusal(HTTPStatus.REQUEST_TIMEOUT, _TOO_SLOW, self.scope))
@@ -225,5 +240,8 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         self._received_bytes += len(data)
         if self._received_bytes > LISTENER_BYTES:
             self.transport.abort()
-        else:
-            super().data_received(data)
+            return
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():  # its library would wait for ever
+            self.transport.write(_refusal(HTTPStatus.BAD_REQUEST, _NO_UPGRADE, {}))
+            self.transport.close()

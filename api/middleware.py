@@ -110,6 +110,13 @@ def key_of(content_type: str, body: bytes) -> str | None:
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json"})
 # Static files of the API's documentation and of the studio.
 _PAGES = ("/static-offline-docs/", "/studio/", "/openapi/")
+
+
+def is_public(path: str) -> bool:
+    """Whether this path needs no key. No route there reads a body."""
+    return path in PUBLIC or path.startswith(_PAGES)
+
+
 CALLER = "serinette.caller"
 _REALM = 'Bearer realm="serinette"'
 
@@ -135,7 +142,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on if its caller is authenticated."""
-        if scope["type"] not in {"http", "websocket"} or scope["path"] in PUBLIC or scope["path"].startswith(_PAGES):
+        if scope["type"] not in {"http", "websocket"} or is_public(scope["path"]):
             return await self._app(scope, receive, send)
         key = scope.get(KEY_IN_PATH) or _bearer(scope)
         if key is None and self._may_be_in_body(scope):

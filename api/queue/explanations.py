@@ -111,7 +111,7 @@ def no_worker(pool: Pool) -> Waiting:
     none = f"a worker: none is up in pool {pool.name}"
     if pool.queue_full:
         return WaitingCode.QUEUE, TROUBLES[WaitingCode.QUEUE]
-    if ended := trouble_of([worker for worker in pool.workers if worker.trouble]):
+    if ended := trouble_of([worker for worker in pool.workers if worker.trouble and not worker.slots]):
         return ended
     if pool.brake:
         return WaitingCode.BRAKE, f"{none}, and no more are started: {brake.describe(pool.brake)}"

@@ -155,7 +155,7 @@ class GrowingLog:
         return (_text(rest),) if rest else ()
 
     def _on_headers(self, headers: Mapping[str, str]) -> None:
-        self._etag = headers.get("ETag", "").strip('"')
+        self._etag = headers.get("ETag", "").removeprefix("W/").strip('"')  # weak behind a proxy that compresses
 
     def _read(self, raw: bytes) -> tuple[str, ...]:
         return self._add(int(self._etag.partition("-")[0]), 0, raw)

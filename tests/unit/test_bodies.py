@@ -140,6 +140,18 @@ async def test_too_many_bodies_of_one_tenant_are_refused_and_short_ones_are_not(
     assert (app.state.parts.bodies.held("greedy"), nothing_lies_in(scratch)) == (0, True)
 
 
+async def test_who_sends_no_key_takes_no_room_of_a_tenant(served: Served) -> None:
+    app, http = served
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield LONG
+        await asyncio.sleep(3600)
+
+    for path in ("/healthz", "/studio/none.js"):
+        answer = await asyncio.wait_for(http.post(path, content=slowly()), 20)
+        assert (answer.status_code, app.state.parts.bodies.held("default")) == (405, 0)
+
+
 async def test_bodies_with_audio_in_base64_take_turns(
     served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +176,29 @@ async def test_bodies_with_audio_in_base64_take_turns(
     finally:
         goes_on.set()
     assert {answer.status_code for answer in await asyncio.gather(*many)} == {200}
+
+
+async def test_a_stream_of_a_song_holds_no_memory_of_bodies(
+    served: Served, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, http = served
+    info = AudioInfo(duration_s=1, sample_rate=48_000, channels=2, codec="flac", container="flac")
+    monkeypatch.setattr(uploads, "prove_audio", lambda _path, **_: info)
+    audio = {"type": "input_audio", "input_audio": {"data": base64.b64encode(bytes(70_000)).decode()}}
+    content = [{"type": "text", "text": "<prompt>x</prompt>"}, audio]
+    body = {"messages": [{"role": "user", "content": content}], "task_type": "cover", "stream": True}
+    path, keys = "/v1/chat/completions", {tenant: key_of(redis, tenant) for tenant in "ab"}
+    many = [
+        asyncio.create_task(http.post(path, json=body, headers=bearing(key), timeout=120))
+        for key in keys.values()
+        for _ in range(2)
+    ]
+    await until(lambda: sum(map(app.state.parts.events.streams.held, keys)) == len(many))
+    other = http.post(path, content=LONG + b'"}', headers=json_of(key_of(redis, "other")))
+    assert (await asyncio.wait_for(other, 30)).status_code == 400
+    assert not any(task.done() for task in many)
+    for task in many:
+        task.cancel()
 
 
 async def nowhere(_message: Message) -> None:

@@ -158,7 +158,7 @@ def test_a_log_comes_in_pieces_and_another_attempts_from_its_start() -> None:
     assert log.part({"attempt": 1, "start_bytes": 8, "text": "three\nfour"}) == ("three",), "a part of it was read"
     assert log.part({"attempt": 1, "start_bytes": 99, "text": "far\n"}) is None, "something before it was missed"
     assert log.part({"text": "one\n"}) is None, "of an older server"
-    assert whole(log, '"1-22"', b"one\ntwo\nthree\nfour\nfi") == ("four",)
+    assert whole(log, 'W/"1-22"', b"one\ntwo\nthree\nfour\nfi") == ("four",)
     assert log.part({"attempt": 2, "start_bytes": 0, "text": "ä\n"}) == ("fi", "ä")
     assert log.part({"attempt": 1, "start_bytes": 22, "text": "ve\n"}) is None, "that attempt is over"
     assert log.part({"attempt": 3, "start_bytes": 5, "text": "late\n"}) is None

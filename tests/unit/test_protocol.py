@@ -13,15 +13,20 @@ import pytest
 import uvicorn
 
 from api import http_protocol as protocol
-from api.http_protocol import BoundedHttpProtocol
+from api.http_protocol import BoundedHttpProtocol, BoundedWebSocketProtocol
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
 # What an endless sender gives up after, and what it may get rid of: the kernel's own buffers on both sides.
 ENDLESS_BYTES, GONE_BYTES = 64 * 2**20, 24 * 2**20
 
 scopes: list[Any] = []
 sent = asyncio.Event()
+gone = asyncio.Event()
 
 
 async def refuse(scope: Any, receive: Any, send: Any) -> None:
@@ -33,6 +38,11 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers how many bytes came."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+        return
     if scope["type"] != "http":
         return
     scopes.append(scope)
@@ -44,6 +54,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         return
     if scope["path"] == "/refused":
         await refuse(scope, receive, send)
+        return
+    if scope["path"] == "/waits":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
         return
     size, more = 0, True
     while more:
@@ -65,7 +80,10 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "UNREAD_S", 1.0, raising=False)
     scopes.clear()
     sent.clear()
-    config = uvicorn.Config(echo, port=0, http=BoundedHttpProtocol, lifespan="off", log_config=None)
+    gone.clear()
+    config = uvicorn.Config(
+        echo, port=0, http=BoundedHttpProtocol, ws=BoundedWebSocketProtocol, lifespan="off", log_config=None
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(60):
@@ -122,12 +140,73 @@ async def test_what_the_application_cannot_answer_is_refused_in_words(
     assert problem["retryable"] == (status == 408)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_websocket_begins(port: int, is_first: bool) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    if not is_first:
+        writer.write(HEAD + b"content-length: 2\r\n\r\n{}")
+        assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n2"), 60)).startswith(b"HTTP/1.1 200 ")
+    writer.write(UPGRADE + b"\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)).startswith(b"HTTP/1.1 101 ")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"content-length: 2\r\n\r\n{}",
+        b"transfer-encoding: chunked\r\n\r\n",
+        b"a: b\r\n" * 150 + b"\r\n",
+        b"a: " + b"x" * 9_000 + b"\r\n\r\n",
+    ],
+    ids=["a body", "chunks", "many headers", "a long header"],
+)
+async def test_an_upgrade_that_cannot_be_taken_is_refused_in_words(port: int, headers: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(UPGRADE + headers)
+    answer = await asyncio.wait_for(reader.read(), 60)
+    assert (answer[:13], b"a WebSocket begins with a GET" in answer) == (b"HTTP/1.1 400 ", True)
+    writer.close()
+
+
+async def test_an_upgrade_does_not_come_before_the_answer_to_the_request_before(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /waits HTTP/1.1\r\nhost: x\r\n\r\n" + UPGRADE + b"\r\n")
+    assert await asyncio.wait_for(reader.read(), 60) == b""
+    await asyncio.wait_for(gone.wait(), 60)
+    writer.close()
+
+
+@pytest.mark.parametrize("ends_itself", [True, False])
+async def test_a_request_before_another_hears_that_its_client_is_gone(port: int, ends_itself: bool) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /waits HTTP/1.1\r\nhost: x\r\n\r\n" + HEAD + b"content-length: 9\r\n\r\n123")
+    if ends_itself:
+        await writer.drain()
+        await asyncio.sleep(0.05)
+    else:  # the second body is too slow: no answer to it could come before that to the first
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
+    await asyncio.wait_for(gone.wait(), 10)
+
+
 async def test_a_late_end_of_a_slow_body_is_no_request(port: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HEAD + b"content-length: 9\r\n\r\n123")
     assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
     writer.write(b"456789" + HEAD + b"\r\n")
     assert b"HTTP/1.1" not in await asyncio.wait_for(reader.read(), 60)
+    writer.close()
+
+
+@pytest.mark.parametrize("rest", [b"no number\r\n", b"100000\r\n" + bytes(2**20)], ids=["malformed", "too long"])
+async def test_what_is_discarded_gets_no_answer_of_its_own(port: int, rest: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /refused HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\nno"), 60)).startswith(b"HTTP/1.1 401 ")
+    writer.write(rest)
+    with suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), 60) == b""
     writer.close()
 
 

@@ -167,7 +167,7 @@ def test_words_for_a_pool_without_a_ready_worker(state: Pool, expected: str) -> 
 
 
 DISK, STORE = TROUBLES[WaitingCode.DISK], TROUBLES[WaitingCode.STORE]
-ENDED = troubled("disk", WorkerStage.DRAINING)
+ENDED = troubled("disk", WorkerStage.DRAINING).model_copy(update={"slots": 0})
 FULL_SPOOL = troubled("store", WorkerStage.READY)
 SUSPENDED = f"{brake.Cause.SUSPENDED}: an operator ran it"
 
@@ -182,6 +182,7 @@ SUSPENDED = f"{brake.Cause.SUSPENDED}: an operator ran it"
         (pool(ENDED), "disk", DISK),
         (replace(pool(ENDED), holdup=FULL, brake=("load: a",)), "disk", DISK),
         (pool(ENDED, worker(WorkerStage.DRAINING)), "disk", DISK),
+        (pool(troubled("restart", WorkerStage.DRAINING)), "worker", None),  # it does not start again
         (pool(FULL_SPOOL), "store", STORE),
         (pool(FULL_SPOOL, troubled("disk")), "store", STORE),
         (replace(pool(), queue_full=True), "queue", TROUBLES[WaitingCode.QUEUE]),
