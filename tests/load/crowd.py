@@ -212,7 +212,7 @@ class Crowd:
             self.sweep_store()
             self.webhooks()
             # Ends that the store was not told of before their jobs were forgotten are dropped some at a time.
-            left = self.redis.exists(self.keys.webhooks, self.keys.unrecorded)
+            left = self.redis.exists(self.keys.webhooks, self.keys.unrecorded, self.keys.ended)
             return not known and not left and not self._files()
 
         assert eventually(forgotten, timeout_s), f"still there: {self.held().names}"
