@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -232,3 +233,14 @@ def demoted(client: Redis) -> bool:
     with suppress(RedisError):
         return bool(client.info("replication")["role"] == "slave")
     return False
+
+
+@contextmanager
+def small_tmpfs(place: Path, option: str) -> Iterator[Path]:
+    """A file system in memory, with a bound of tmpfs's: `size=1m`, or `nr_inodes=1`, which takes no file."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.gateways import gateway
 from tests.jobs import charged_attempts
 from tests.pod import Pod, pod
 from tests.processes import below, eventually, eventually_gone
+from tests.servers import small_tmpfs
 
 
 @pytest.fixture
@@ -129,13 +129,8 @@ def test_a_model_that_cannot_be_configured_ends_the_worker(worker_pod: Pod) -> N
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that takes no file."""
-    place = tmp_path / "full"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_tmpfs(tmp_path / "full", "nr_inodes=1") as place:
+        yield place
 
 
 def test_a_job_says_what_ended_the_worker_that_it_waits_for(worker_pod: Pod, full_disk: Path) -> None:

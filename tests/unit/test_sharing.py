@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
-import subprocess
 import tempfile
 import threading
 import uuid
@@ -26,6 +25,7 @@ from serinette.credentials import Limits
 from serinette.media import AudioInfo
 from serinette.store import Store
 from tests.gateways import HandSlot, problem
+from tests.servers import small_tmpfs
 from tests.unit.sounds import wav
 from tests.unit.tenants import SONG, bearing, key_of, serving, settings_of
 
@@ -283,13 +283,8 @@ async def test_a_queue_whose_disk_refuses_says_so(served: Served, redis: Redis) 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of a mebibyte."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_tmpfs(tmp_path / "small", "size=1m") as place:
+        yield place
 
 
 async def test_a_store_whose_disk_is_full_says_so_and_what_it_holds_can_be_read(
